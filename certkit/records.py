@@ -1,0 +1,426 @@
+"""The files that certkit writes and reads back: certificate, campaign plan and audit. No torch here.
+
+Every record is frozen, refuses unknown keys, NaN and infinity, carries ``format`` and ``kind`` at the top, and names
+its subject by the sha256 of the checkpoint. Whatever differs between two identical runs (times, durations) stands in
+``provenance`` alone; everything else is byte for byte the same on one machine with one thread count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from certkit.errors import CertkitError, ConfigError, RecordError, one_line
+
+FORMAT = 1
+MAX_BYTES = 256 * 2**20
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+Norm = Literal["l2", "linf"]
+Verdict = Literal["REFUTED", "NOT REFUTED", "INCONCLUSIVE", "NOT EVALUATED"]
+
+
+class Record(BaseModel):
+    """A frozen value that knows every one of its keys and holds only finite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Subject(Record):
+    """Which network: ``sha256`` is its identity, ``architecture`` is for display only and is never imported."""
+
+    sha256: Sha256
+    architecture: str
+    parameters: Count
+
+
+class Data(Record):
+    """Which samples: ``sha256`` is over the images and labels as used, in order."""
+
+    name: str
+    split: str
+    count: Count
+    sha256: Sha256
+    classes: tuple[str, ...]
+
+
+class Eps(Record):
+    """A radius as it was asked for, and the smallest float64 that is not below it."""
+
+    text: str
+    value: Annotated[float, Field(ge=0)]
+
+    @classmethod
+    def of(cls, text: str | float | Fraction) -> Eps:
+        """``36/255``, ``0.25`` or a number, rounded up, so that certifying at the float certifies at the fraction.
+
+        Raises ConfigError for anything negative, infinite, or not a number.
+        """
+        try:
+            exact = Fraction(text.strip() if isinstance(text, str) else text)
+        except (ValueError, ZeroDivisionError, OverflowError):
+            raise ConfigError(f"eps {one_line(text)!r} is not a number; expected 0.25 or 36/255") from None
+        if exact < 0:
+            raise ConfigError(f"eps {one_line(text)} is negative; a radius is 0 or more")
+        try:
+            value = float(exact)
+        except OverflowError:
+            raise ConfigError(f"eps {one_line(text)} is too large for a float64") from None
+        if Fraction(value) < exact:
+            value = math.nextafter(value, math.inf)
+        if math.isinf(value):
+            raise ConfigError(f"eps {one_line(text)} is too large for a float64")
+        return cls(text=str(text).strip(), value=value)
+
+
+class Threat(Record):
+    """What an attacker may do: move the input by at most eps in ``norm``, inside ``box``, knowing everything."""
+
+    norm: Norm
+    eps: Annotated[tuple[Eps, ...], Field(min_length=1)]
+    box: tuple[float, float]
+    goal: Literal["untargeted"] = "untargeted"
+    knowledge: Literal["white-box"] = "white-box"
+
+
+class Rate(Record):
+    """A share with its denominator and its two-sided 95 % Clopper-Pearson interval."""
+
+    count: Count
+    total: Count
+    low: Annotated[float, Field(ge=0, le=1)]
+    high: Annotated[float, Field(ge=0, le=1)]
+
+
+class File(Record):
+    """A file beside this record, by name and digest."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+    sha256: Sha256
+
+
+class Environment(Record):
+    """What the figures were computed with; equal on a second run on the same machine."""
+
+    certkit: str
+    python: str
+    torch: str
+    numpy: str
+    platform: str
+    device: str
+    threads: Count
+
+
+class Provenance(Record):
+    """The one block in which two identical runs differ."""
+
+    created: str
+    seconds: Annotated[float, Field(ge=0)]
+
+
+class CertifiedAt(Record):
+    """How many samples are correct and certified at one radius."""
+
+    eps: Eps
+    certified: Rate
+
+
+class Ablation(Record):
+    """The same network with its attention replaced: what attention is worth.
+
+    ``uniform`` gives every key the same weight, ``removed`` lets the branch output zero, ``frozen`` keeps each weight at
+    its mean over the evaluation set (attention that cannot look at the content). Each has its own sound bound.
+    """
+
+    name: Literal["uniform", "removed", "frozen"]
+    clean: Rate
+    certified: tuple[CertifiedAt, ...]
+
+
+class Attention(Record):
+    """What attention is worth in this network: ablations and the largest spread of logits within one row."""
+
+    ablations: tuple[Ablation, ...]
+    largest_logit_spread: Annotated[float, Field(ge=0)]
+    decorative: bool
+
+
+class Agreement(Record):
+    """The exported program against the module it came from, on the evaluation set: the one unproved link."""
+
+    samples: Count
+    largest_difference: Annotated[float, Field(ge=0)]
+    allowed: Annotated[float, Field(ge=0)]
+
+
+class Certificate(Record):
+    """Everything that was proved of one network on one input domain, with the ledger that proves it.
+
+    ``ledger`` is read by ``certkit.bounds.ledger`` with the standard library alone. ``pair_gain[i][j]`` bounds how fast
+    logit i minus logit j can fall, per unit of ``threat.norm``; ``pair_error`` bounds the float64 error of that
+    difference at a centre. ``table`` holds one row per sample with logits, margin and certified radius.
+    """
+
+    format: Literal[1] = 1
+    kind: Literal["certkit.certificate"] = "certkit.certificate"
+    subject: Subject
+    program_sha256: Sha256
+    claim: Literal["exact arithmetic"] = "exact arithmetic"
+    threat: Threat
+    input_shape: tuple[int, ...]
+    data: Data
+    clean: Rate
+    certified: tuple[CertifiedAt, ...]
+    pair_gain: tuple[tuple[float, ...], ...]
+    pair_error: float
+    median_radius: Annotated[float, Field(ge=0)]
+    attention: Attention | None
+    agreement: Agreement
+    assumptions: tuple[str, ...]
+    table: File
+    ledger: dict[str, Any]
+    environment: Environment
+    provenance: Provenance
+
+
+class AttackSpec(Record):
+    """One attack of a suite, with every setting that can change its result."""
+
+    name: str
+    library: str
+    settings: dict[str, float | int | str | bool]
+
+
+class Plan(Record):
+    """What a campaign will do, written and hashed before it starts."""
+
+    format: Literal[1] = 1
+    kind: Literal["certkit.plan"] = "certkit.plan"
+    subject: Subject
+    threat: Threat
+    data: Data
+    suite: str
+    attacks: tuple[AttackSpec, ...]
+    seed: Count
+    block: Annotated[int, Field(ge=1)]
+    threads: Annotated[int, Field(ge=1)]
+    device: str
+
+    @property
+    def sha256(self) -> str:
+        """The plan's identity: two campaigns with one hash attack the same samples in the same way."""
+        return digest(canonical(self).encode())
+
+
+class AttackSummary(Record):
+    """One attack as planned and as executed. ``found`` counts samples, at any distance inside the largest eps."""
+
+    spec: AttackSpec
+    attacked: Count
+    found: Count
+    best: Count
+
+
+class Contradiction(Record):
+    """An adversarial example inside a certified radius.
+
+    It refutes the exact claim when the reference float64 margin is below minus its own error; otherwise it is a float
+    gap: the deployed program errs where the exact function does not.
+    """
+
+    index: Count
+    attack: str
+    distance: float
+    radius: float
+    refutes: Literal["exact arithmetic", "float gap"]
+    reference_margin: float
+    example: File
+
+
+class Sample(Record):
+    """One row of the reconciliation. ``distance`` is None when no attack succeeded; ``radius`` is 0 if none is proved."""
+
+    index: Count
+    label: Count
+    predicted: Count
+    margin: float
+    radius: Annotated[float, Field(ge=0)]
+    distance: Annotated[float, Field(ge=0)] | None
+    attack: str | None
+
+
+class CurvePoint(Record):
+    """Robust accuracy at one radius: at least ``certified``, at most ``attacked``."""
+
+    eps: Eps
+    certified: Rate
+    attacked: Rate
+
+
+class LedgerRow(Record):
+    """One step of the ledger as people read it; numbers are outward-rounded decimal texts in the step's best norm."""
+
+    node: str
+    module: str
+    op: str
+    rule: str
+    why: str
+    norm: str
+    size: str
+    gain: str
+    error: str
+
+
+class Check(Record):
+    """One evaluation check with its trigger, its figure and what to do."""
+
+    id: Annotated[str, StringConstraints(pattern=r"^EV\d\d$")]
+    name: str
+    status: Literal["pass", "flag", "fail", "not evaluated"]
+    figure: str
+    advice: str
+
+
+class CampaignSummary(Record):
+    """A campaign in numbers: what was planned, what ran."""
+
+    plan_sha256: Sha256
+    suite: str
+    seed: Count
+    block: Count
+    units_planned: Count
+    units_executed: Count
+    attacks: tuple[AttackSummary, ...]
+
+
+class Audit(Record):
+    """Everything the report shows and nothing else; report.html is a pure function of it."""
+
+    format: Literal[1] = 1
+    kind: Literal["certkit.audit"] = "certkit.audit"
+    verdict: Verdict
+    verdict_reason: str
+    statement: str
+    subject: Subject
+    data: Data
+    threat: Threat
+    input_shape: tuple[int, ...]
+    claim: str
+    clean: Rate
+    curve: tuple[CurvePoint, ...]
+    lipschitz: float | None
+    median_radius: Annotated[float, Field(ge=0)]
+    median_distance: Annotated[float, Field(ge=0)] | None
+    contradictions: tuple[Contradiction, ...]
+    campaign: CampaignSummary | None
+    samples: tuple[Sample, ...]
+    ledger: tuple[LedgerRow, ...]
+    attention: Attention | None
+    checks: tuple[Check, ...]
+    assumptions: tuple[str, ...]
+    limits: tuple[str, ...]
+    files: tuple[File, ...]
+    environment: Environment
+    provenance: Provenance
+
+
+R = TypeVar("R", bound=Record)
+
+
+def digest(data: bytes) -> str:
+    """The sha256 of the bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """The sha256 of a file, in hex, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def canonical(record: Record) -> str:
+    """The record as JSON with sorted keys and shortest round-tripping numbers: equal records give equal bytes."""
+    return json.dumps(record.model_dump(mode="json"), sort_keys=True, allow_nan=False, indent=1, ensure_ascii=True) + "\n"
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """All of the bytes at ``path``, or the file that was there before: written beside it, synced, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise CertkitError(f"{path}: could not be written ({error.strerror or error}); nothing was changed") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(record: Record, path: Path) -> None:
+    """Write the record as canonical JSON, atomically."""
+    write_atomic(path, canonical(record).encode())
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file; refuses NaN, infinity (``1e999`` too), duplicate keys, great depth and great size.
+
+    Raises RecordError naming the file.
+    """
+
+    def refuse(reason: str) -> NoReturn:
+        raise RecordError(f"{path.name}: {one_line(reason)}; expected a JSON record written by certkit")
+
+    def finite(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            refuse(f"the number {text} is not finite")
+        return value
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            refuse("a key stands twice in one object")
+        return found
+
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            refuse(f"the file is larger than {MAX_BYTES // 2**20} MiB")
+        text = path.read_text(encoding="utf-8")
+        return json.loads(
+            text,
+            parse_float=finite,
+            parse_constant=lambda name: refuse(f"{name} is not a finite number"),
+            object_pairs_hook=unique,
+        )
+    except RecordError:
+        raise
+    except OSError as error:
+        refuse(f"cannot be read ({error.strerror or error})")
+    except RecursionError:
+        refuse("nested too deeply")
+    except ValueError as error:
+        refuse(f"not JSON ({error})")
+
+
+def load(kind: type[R], path: Path) -> R:
+    """The record in a file, checked against its schema. Raises RecordError naming the file, the key and the fault."""
+    value = read_json(path)
+    try:
+        return kind.model_validate_json(json.dumps(value), strict=False)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the top level"
+        raise RecordError(f"{path.name}: {one_line(where)}: {one_line(first['msg'])}") from None
+    except RecursionError:
+        raise RecordError(f"{path.name}: nested too deeply; expected a JSON record written by certkit") from None
