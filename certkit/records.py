@@ -120,10 +120,11 @@ class Environment(Record):
 
 
 class Provenance(Record):
-    """The one block in which two identical runs differ."""
+    """The one block in which two identical runs differ; ``files`` are those that hold such a block themselves."""
 
     created: str
     seconds: Annotated[float, Field(ge=0)]
+    files: tuple[File, ...] = ()
 
 
 class CertifiedAt(Record):
@@ -258,11 +259,11 @@ class Sample(Record):
 
 
 class CurvePoint(Record):
-    """Robust accuracy at one radius: at least ``certified``, at most ``attacked``."""
+    """Robust accuracy at one radius: at least ``certified``, at most ``attacked`` (None without a campaign)."""
 
     eps: Eps
     certified: Rate
-    attacked: Rate
+    attacked: Rate | None
 
 
 class LedgerRow(Record):
@@ -348,7 +349,9 @@ def digest_file(path: Path) -> str:
 
 def canonical(record: Record) -> str:
     """The record as JSON with sorted keys and shortest round-tripping numbers: equal records give equal bytes."""
-    return json.dumps(record.model_dump(mode="json"), sort_keys=True, allow_nan=False, indent=1, ensure_ascii=True) + "\n"
+    return (
+        json.dumps(record.model_dump(mode="json"), sort_keys=True, allow_nan=False, indent=1, ensure_ascii=True) + "\n"
+    )
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -1,0 +1,33 @@
+"""certkit: how much can a network's output move, how far can it be pushed, and do the two agree.
+
+``certkit.certify(module, ...)``, ``certkit.attack(module, ...)``, ``certkit.audit(...)``, ``certkit.report(...)`` and
+``certkit.train(...)`` are the jobs; each command of the same name is a thin caller. They are imported when first used:
+``import certkit`` loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from certkit.engine.certify import certify as certify
+    from certkit.reconcile import audit as audit
+    from certkit.training.train import train as train
+
+_JOBS = {
+    "attack": "certkit.attacks",
+    "audit": "certkit.reconcile",
+    "certify": "certkit.engine.certify",
+    "report": "certkit.reports",
+    "train": "certkit.training.train",
+}
+__all__ = ["__version__", "attack", "audit", "certify", "report", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _JOBS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_JOBS[name]), name)

@@ -1,0 +1,136 @@
+"""Numbers that are rounded outward: the arithmetic of every rule, on the standard library alone.
+
+A rule writes the textbook inequality with ``+``, ``*``, ``/`` and ``sqrt``; the number type sees to it that rounding can
+only weaken it. The type is decimal: directed rounding, exponents far beyond 1e308 (a deep network at 10^400 stays
+finite), the same digits on every machine, and a text that people can read and that reads back exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from decimal import MAX_EMAX, MIN_EMIN, ROUND_CEILING, ROUND_FLOOR, Context, Decimal, DivisionByZero, InvalidOperation
+from decimal import Overflow as DecimalOverflow
+
+DIGITS = 19  # two more than a float64 needs, so that the rules add less rounding than the measured evidence
+_TRAPS = [InvalidOperation, DivisionByZero, DecimalOverflow]
+_UP = Context(prec=DIGITS, rounding=ROUND_CEILING, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=_TRAPS)
+_DOWN = Context(prec=DIGITS, rounding=ROUND_FLOOR, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=_TRAPS)
+_EXACT = Context(prec=1100, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=_TRAPS)  # a float64 has at most 767 decimal digits
+
+
+def _decimal(value: float | Decimal | str) -> Decimal:
+    """The exact decimal value; NaN and infinity are refused with ValueError."""
+    try:
+        exact = _EXACT.create_decimal(value)
+    except InvalidOperation:
+        raise ValueError(f"{value!r} is not a number") from None
+    if not exact.is_finite():
+        raise ValueError(f"{value!r} is not finite")
+    return exact
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Up:
+    """An upper bound of a non-negative real. Every operation gives an upper bound of the true result."""
+
+    value: Decimal
+
+    def __post_init__(self) -> None:
+        if not self.value.is_finite() or self.value < 0:
+            raise ValueError(f"an upper bound of a norm is finite and not negative, got {self.value}")
+
+    @classmethod
+    def of(cls, value: float | Decimal | str | Up) -> Up:
+        """The smallest bound of ``DIGITS`` digits that is not below the value."""
+        return value if isinstance(value, Up) else cls(_UP.plus(_decimal(value)))
+
+    def __add__(self, other: Up | float) -> Up:
+        return Up(_UP.add(self.value, Up.of(other).value))
+
+    def __mul__(self, other: Up | float) -> Up:
+        return Up(_UP.multiply(self.value, Up.of(other).value))
+
+    def __truediv__(self, other: int) -> Up:
+        """Divide by an exact positive integer. There is no division by an ``Up``: an upper bound in a denominator lies."""
+        if not isinstance(other, int) or isinstance(other, bool) or other <= 0:
+            raise ValueError(f"an upper bound is divided by exact positive integers only, got {other!r}")
+        return Up(_UP.divide(self.value, Decimal(other)))
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def sqrt(self) -> Up:
+        """An upper bound of the square root: decimal rounds roots to nearest, so one digit is added."""
+        root = _UP.sqrt(self.value)
+        return Up(root if _EXACT.multiply(root, root) >= self.value else _UP.next_plus(root))
+
+    def to_float(self) -> float:
+        """The smallest float64 not below this bound; infinity when it is beyond 1.8e308."""
+        nearest = float(self.value)
+        return nearest if _decimal_or_inf(nearest) >= self.value else math.nextafter(nearest, math.inf)
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+def _decimal_or_inf(value: float) -> Decimal:
+    return Decimal("Infinity") if math.isinf(value) else _decimal(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """All entries of a value lie in [low, high]; arithmetic widens outward."""
+
+    low: Decimal
+    high: Decimal
+
+    def __post_init__(self) -> None:
+        if not (self.low.is_finite() and self.high.is_finite() and self.low <= self.high):
+            raise ValueError(f"an interval has finite ends in order, got [{self.low}, {self.high}]")
+
+    @classmethod
+    def of(cls, low: float | str, high: float | str) -> Interval:
+        """The interval, its ends rounded outward to ``DIGITS`` digits."""
+        return cls(_DOWN.plus(_decimal(low)), _UP.plus(_decimal(high)))
+
+    def __add__(self, other: Interval) -> Interval:
+        return Interval(_DOWN.add(self.low, other.low), _UP.add(self.high, other.high))
+
+    def __mul__(self, other: Interval) -> Interval:
+        """The hull of the four products of the ends."""
+        pairs = [(a, b) for a in (self.low, self.high) for b in (other.low, other.high)]
+        return Interval(min(_DOWN.multiply(a, b) for a, b in pairs), max(_UP.multiply(a, b) for a, b in pairs))
+
+    def hull(self, other: Interval) -> Interval:
+        """The smallest interval that holds both."""
+        return Interval(min(self.low, other.low), max(self.high, other.high))
+
+    @property
+    def largest(self) -> Up:
+        """The largest absolute value of an entry."""
+        return Up(max(_UP.abs(self.low), _UP.abs(self.high)))
+
+
+ZERO = Up(Decimal(0))
+ONE = Up(Decimal(1))
+
+
+def gamma(terms: int, roundoff: Up) -> Up:
+    """n·u / (1 − n·u): how far a sum of n products may be off, relative to the sum of the absolute products.
+
+    Holds for any order of summation, blocked, threaded, with or without fused multiply-add.
+    Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., Lemma 3.1 and section 3.1.
+    Raises ValueError when n·u is not below 1/2 (then nothing is known).
+    """
+    nu = _UP.multiply(Decimal(terms), roundoff.value)
+    if nu >= Decimal("0.5"):
+        raise ValueError(f"a sum of {terms} terms has no error bound at unit roundoff {roundoff}")
+    return Up(_UP.divide(nu, _DOWN.subtract(Decimal(1), nu)))
+
+
+UNIT_ROUNDOFF = {"float64": Up.of(2.0**-53), "float32": Up.of(2.0**-24)}
+SMALLEST = {
+    "float64": Up.of("1E-323"),
+    "float32": Up.of("3E-45"),
+}  # at least the smallest subnormal: what underflow loses

@@ -1,0 +1,166 @@
+"""Rules for values that come in, are constant, are multiplied, added or averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+
+from certkit.bounds.bound import Axes, Bound, Reach, bound, per_norm
+from certkit.bounds.number import ONE, ZERO, Interval, Up, gamma
+from certkit.bounds.rules.registry import Facts, only, rule
+from certkit.errors import RecordError
+
+
+def rounded(reach: Reach, facts: Facts, relative: Up, entries: int) -> Reach:
+    """One correctly rounded elementwise step more: every entry may be off by ``relative`` of itself, or by underflow."""
+    error = reach.error + relative * (reach.size + reach.error) + facts.smallest * Up.of(entries).sqrt()
+    return Reach(reach.size, reach.gain, error)
+
+
+@rule("input")
+def input_(inputs: Sequence[Bound], facts: Facts) -> Bound:
+    """The input lies in its box, and moves by the threat itself: gain 1 in the threat's norm.
+
+    Inputs are float32 or float64 numbers that float64 holds exactly, so the error is 0.
+    """
+    only(inputs, 0)
+    shape = facts.shape()
+    box = Interval.of(facts.attributes["low"], facts.attributes["high"])
+    everything = frozenset(range(1, len(shape)))
+    norms = {"l2": everything, "linf": frozenset[int]()}
+    threat = facts.attributes["norm"]
+    if threat not in norms:
+        raise RecordError(f"the threat's norm must be one of {', '.join(norms)}, got {threat!r}")
+    axes = norms[threat]
+    entries = 1
+    for axis in axes:
+        entries *= shape[axis]
+    return bound(shape, {axes: Reach(box.largest * Up.of(entries).sqrt(), ONE, ZERO)}, box)
+
+
+@rule("constant")
+def constant(inputs: Sequence[Bound], facts: Facts) -> Bound:
+    """A value that does not depend on the input never moves: gain 0, size as measured, held exactly in float64."""
+    only(inputs, 0)
+    shape = facts.shape()
+    everything = frozenset(range(1, len(shape)))
+    norms = {
+        everything: Reach(facts.measured("l2"), ZERO, ZERO),
+        frozenset[int](): Reach(facts.measured("linf"), ZERO, ZERO),
+    }
+    if len(shape) > 1:
+        norms[frozenset({len(shape) - 1})] = Reach(facts.measured("token"), ZERO, ZERO)
+    return bound(shape, norms, Interval.of(facts.attributes["low"], facts.attributes["high"]))
+
+
+@rule("linear")
+def linear(inputs: Sequence[Bound], facts: Facts) -> Bound:
+    """x W' + b stretches the last axis by at most the largest singular value of W; b moves nothing.
+
+    In a norm over axes A with the last axis L: |xW'|_A <= sigma |x|_A, the other axes being a direct sum. To drop L, each
+    output entry is one row of W against x: at most the largest row norm in l2, or in l1 when A has not L either.
+    Execution: a dot product of n terms and a bias is off by gamma_{n+1}(|x||W|' + |b|) in any order of summation
+    (Higham, ASNA 2nd ed., section 3.1), and || |W| || is measured too.
+    """
+    (x,) = only(inputs, 1)
+    shape = facts.shape()
+    last = len(shape) - 1
+    terms = gamma(x.shape[last] + 1, facts.roundoff)
+    lost = facts.smallest * (x.shape[last] + 1)
+    output = Bound(shape, {frozenset(): Reach(ZERO, ZERO, ZERO)})  # to count entries of the output
+
+    def through(axes: Axes, out: Axes, stretch: Up, absolute: Up, bias: Up) -> Reach:
+        reach = x.within(axes)
+        spread = Up.of(output.count(out - {last})).sqrt()
+        moved = absolute * (reach.size + reach.error) + bias * spread
+        underflow = lost * Up.of(output.count(out)).sqrt()
+        return Reach(
+            size=stretch * reach.size + bias * spread,
+            gain=stretch * reach.gain,
+            error=stretch * reach.error + terms * moved + underflow,
+        )
+
+    found: dict[Axes, Reach] = {}
+    for axes in {*x.norms, x.axes, frozenset({last}), frozenset[int]()}:
+        if last in axes:
+            routes = {
+                axes: ("sigma", "absolute", "bias_l2"),
+                axes - {last}: ("row_l2", "row_l2", "bias_linf"),
+            }
+        else:
+            routes = {axes: ("row_l1", "row_l1", "bias_linf")}
+        for out, (stretch, absolute, bias) in routes.items():
+            reach = through(axes, out, facts.measured(stretch), facts.measured(absolute), facts.measured(bias))
+            found[out] = reach.best(found[out]) if out in found else reach
+    return bound(shape, found)
+
+
+@rule("scale")
+def scale(inputs: Sequence[Bound], facts: Facts) -> Bound:
+    """Multiplying entrywise by a constant stretches by its largest absolute value."""
+    (x,) = only(inputs, 1)
+    shape = facts.shape()
+    if shape != x.shape:
+        raise RecordError(f"a constant factor must not enlarge its operand: {x.shape} became {shape}")
+    largest = facts.measured("largest")
+    # A division by a constant is executed as one or as a product with the rounded reciprocal: at most three roundings.
+    relative = gamma(3, facts.roundoff)
+    norms = per_norm(x, lambda axes, reach: rounded(reach.scaled(largest), facts, relative, x.count(axes)))
+    if x.range is None:
+        return bound(shape, norms)
+    return bound(shape, norms, x.range * Interval.of(facts.attributes["low"], facts.attributes["high"]))
+
+
+@rule("add")
+def add(inputs: Sequence[Bound], facts: Facts) -> Bound:
+    """A sum moves by at most the sum of what its terms move (triangle inequality), in every norm."""
+    a, b = only(inputs, 2)
+    if a.shape != b.shape or a.shape != facts.shape():
+        raise RecordError(f"a sum needs operands of one shape, got {a.shape} and {b.shape}")
+
+    def both(axes: Axes) -> Reach:
+        x, y = a.within(axes), b.within(axes)
+        total = Reach(x.size + y.size, x.gain + y.gain, x.error + y.error)
+        return rounded(total, facts, facts.roundoff, a.count(axes))
+
+    norms = {axes: both(axes) for axes in {*a.norms, *b.norms, a.axes, frozenset[int]()}}
+    together = a.range + b.range if a.range is not None and b.range is not None else None
+    return bound(a.shape, norms, together)
+
+
+@rule("negate")
+def negate(inputs: Sequence[Bound], facts: Facts) -> Bound:
+    """A change of sign is an isometry in every norm and is exact."""
+    (x,) = only(inputs, 1)
+    minus = Interval(Decimal(-1), Decimal(-1))
+    return bound(x.shape, x.norms, x.range * minus if x.range is not None else None)
+
+
+@rule("mean")
+def mean(inputs: Sequence[Bound], facts: Facts) -> Bound:
+    """The mean over n entries shrinks the Euclidean norm over them by sqrt(n), and keeps the largest (Cauchy-Schwarz).
+
+    ``axes`` are averaged away, or kept with length 1.
+    """
+    (x,) = only(inputs, 1)
+    shape, averaged = facts.shape(), frozenset(facts.integers("axes"))
+    keep = len(shape) == len(x.shape)
+    if not averaged or not averaged <= x.axes:
+        raise RecordError(f"the averaged axes {sorted(averaged)} are not axes of {x.shape}")
+    remaining = [axis for axis in range(len(x.shape)) if keep or axis not in averaged]
+    entries = x.count(averaged)
+    terms = gamma(entries + 1, facts.roundoff)
+
+    def pulled_back(out: Axes) -> Reach:
+        axes = frozenset(remaining[axis] for axis in out) - averaged
+        joint = x.within(axes | averaged)
+        shrunk = Reach(*(Up.of(entries).sqrt() * n / entries for n in (joint.size, joint.gain, joint.error)))
+        exact = shrunk.best(x.within(axes))
+        # |fl(mean) - mean| <= gamma_n * mean of |x|: in norm at most gamma_n times the largest over the averaged axes.
+        largest = x.within(axes)
+        lost = facts.smallest * (entries + 1) * Up.of(x.count(axes)).sqrt()
+        return Reach(exact.size, exact.gain, exact.error + terms * (largest.size + largest.error) + lost)
+
+    axes_out = frozenset(range(1, len(shape)))
+    candidates = {axes_out, frozenset({len(shape) - 1}) & axes_out, frozenset[int]()}
+    return bound(shape, {axes: pulled_back(axes) for axes in candidates}, None)

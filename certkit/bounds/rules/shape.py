@@ -1,0 +1,95 @@
+"""Rules for operators that only move entries, leave some out, or lay values side by side. All are exact."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from certkit.bounds.bound import Axes, Bound, Reach, bound
+from certkit.bounds.number import Up
+from certkit.bounds.rules.registry import Facts, only, rule
+from certkit.errors import RecordError
+
+
+@rule("relabel")
+def relabel(inputs: Sequence[Bound], facts: Facts) -> Bound:
+    """View and permute only rename axes: a norm over whole groups of axes stays the same number.
+
+    ``groups`` pairs input axes with the output axes that hold the same entries. A norm over some input axes of a group
+    that is merged has no name afterwards; it is first widened to the whole group (joining H heads costs sqrt(H)).
+    """
+    (x,) = only(inputs, 1)
+    shape = facts.shape()
+    groups = [(tuple(a), tuple(b)) for a, b in facts.attributes["groups"]]
+    _check_groups(groups, x.shape, shape)
+    norms: dict[Axes, Reach] = {}
+    for chosen in itertools.product((False, True), repeat=len(groups)):
+        taken = [group for group, wanted in zip(groups, chosen, strict=True) if wanted]
+        before = frozenset(axis for group, _ in taken for axis in group)
+        after = frozenset(axis for _, group in taken for axis in group)
+        norms[after] = x.within(before)
+    return bound(shape, norms, x.range)
+
+
+def _check_groups(
+    groups: list[tuple[tuple[int, ...], tuple[int, ...]]], before: tuple[int, ...], after: tuple[int, ...]
+) -> None:
+    """Every axis longer than 1 stands in one group, and a group holds as many entries before as after."""
+    for index, shape in ((0, before), (1, after)):
+        named = [axis for group in groups for axis in group[index]]
+        if (
+            len(set(named)) < len(named)
+            or {a for a, n in enumerate(shape) if n > 1} - {*named}
+            or {*named} - set(range(1, len(shape)))
+        ):
+            raise RecordError(f"the groups {groups} do not cover the axes of {shape} once each")
+    for old, new in groups:
+        if math.prod(before[axis] for axis in old) != math.prod(after[axis] for axis in new):
+            raise RecordError(f"axes {old} of {before} do not hold as many entries as axes {new} of {after}")
+
+
+@rule("part")
+def part(inputs: Sequence[Bound], facts: Facts) -> Bound:
+    """Leaving entries out never enlarges a norm. ``axes`` names, for each output axis, the input axis it is a part of."""
+    (x,) = only(inputs, 1)
+    shape, origin = facts.shape(), facts.integers("axes")
+    if len(origin) != len(shape) or len(set(origin)) < len(origin) or origin[0] != 0:
+        raise RecordError(f"axes {origin} do not name an axis of {x.shape} for each axis of {shape}")
+    if any(shape[new] > x.shape[old] for new, old in enumerate(origin)):
+        raise RecordError(f"a part of {x.shape} cannot have shape {shape}")
+    norms: dict[Axes, Reach] = {}
+    for axes in {*x.norms, x.axes, frozenset[int]()}:
+        after = frozenset(new for new, old in enumerate(origin) if old in axes)
+        reach = x.within(axes)
+        norms[after] = reach.best(norms[after]) if after in norms else reach
+    return bound(shape, norms, x.range)
+
+
+@rule("join")
+def join(inputs: Sequence[Bound], facts: Facts) -> Bound:
+    """Values laid side by side move together: squares add in l2 over the joined axis, else the largest counts."""
+    axis, shape = facts.integer("axis"), facts.shape()
+    if not inputs or axis == 0 or axis >= len(shape) or sum(x.shape[axis] for x in inputs) != shape[axis]:
+        raise RecordError(f"the parts do not make up axis {axis} of {shape}")
+    norms: dict[Axes, Reach] = {}
+    for axes in {
+        *itertools.chain.from_iterable(x.norms for x in inputs),
+        frozenset(range(1, len(shape))),
+        frozenset[int](),
+    }:
+        reaches = [x.within(axes) for x in inputs]
+        columns = [[r.size for r in reaches], [r.gain for r in reaches], [r.error for r in reaches]]
+        norms[axes] = Reach(*(_root_of_squares(c) if axis in axes else max(c) for c in columns))
+    ranges = [x.range for x in inputs]
+    hull = ranges[0]
+    for other in ranges[1:]:
+        hull = hull.hull(other) if hull is not None and other is not None else None
+    return bound(shape, norms, hull)
+
+
+def _root_of_squares(numbers: Sequence[Up]) -> Up:
+    total = numbers[0] * numbers[0]
+    for number in numbers[1:]:
+        total = total + number * number
+    return total.sqrt()

@@ -1,0 +1,330 @@
+"""A finished attack campaign, read back and checked. No torch here: the audit reads campaigns, it does not run them.
+
+    OUT/campaign/plan.json                  what was to be done; its sha256 is the campaign's identity
+    OUT/campaign/shards/<unit>.parquet      what came of it: one unit of work per file, named by the unit's sha256
+    OUT/campaign/checks.json                the evaluation checks of the campaign on itself
+    OUT/campaign/log.jsonl                  when and how long; read by no program
+
+A unit is one block of samples under one attack, or under none: the unit ``clean`` holds each sample's own prediction.
+Rows keep the order of the data. Whatever is read is checked: names, types, rows, and the digest of the values.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from certkit.errors import Incomplete, RecordError, Tampered, one_line
+from certkit.records import (
+    AttackSpec,
+    AttackSummary,
+    CampaignSummary,
+    Check,
+    Norm,
+    Plan,
+    Record,
+    Sha256,
+    digest,
+    load,
+)
+
+Floats: TypeAlias = NDArray[np.float64]
+Images: TypeAlias = NDArray[np.float32]
+Whole: TypeAlias = NDArray[np.int64]
+Flags: TypeAlias = NDArray[np.bool_]
+
+CLEAN = "clean"
+SCHEMA = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("label", pa.int64()),
+        ("attack", pa.string()),
+        ("attacked", pa.bool_()),
+        ("found", pa.bool_()),
+        ("distance", pa.float64()),
+        ("prediction", pa.int64()),
+        ("adversarial", pa.list_(pa.float32())),
+    ]
+)
+
+
+class Checks(Record):
+    """The evaluation checks of one campaign, as stored beside its shards."""
+
+    format: Literal[1] = 1
+    kind: Literal["certkit.checks"] = "certkit.checks"
+    plan_sha256: Sha256
+    checks: tuple[Check, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Samples ``start`` to ``stop`` of the plan's data under its ``number``-th attack; number 0 attacks nothing."""
+
+    plan: str
+    attack: str
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def sha256(self) -> str:
+        """The unit's identity, and the name of its shard: it changes with anything the plan says."""
+        return digest(json.dumps(asdict(self), sort_keys=True).encode())
+
+    @property
+    def name(self) -> str:
+        return f"{self.sha256}.parquet"
+
+
+def units(plan: Plan) -> Iterator[tuple[Unit, ...]]:
+    """Every unit of the plan, block by block; within a block in the order in which they need one another's results."""
+    plan_sha256 = plan.sha256
+    names = (CLEAN, *(spec.name for spec in plan.attacks))
+    for start in range(0, plan.data.count, plan.block):
+        stop = min(start + plan.block, plan.data.count)
+        yield tuple(Unit(plan_sha256, name, number, start, stop) for number, name in enumerate(names))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shard:
+    """What came of one unit, a row per sample.
+
+    ``distance`` and ``adversarial`` are NaN and ``prediction`` is -1 where nothing was found. In the unit ``clean``
+    nothing is attacked, and ``prediction`` is the model's on the sample itself.
+    """
+
+    index: Whole
+    label: Whole
+    attacked: Flags
+    found: Flags
+    distance: Floats
+    prediction: Whole
+    adversarial: Images
+
+    @property
+    def sha256(self) -> str:
+        """The digest of every value, in one fixed byte order."""
+        whole, floats = [self.index, self.label, self.prediction], [self.distance]
+        parts = [array.astype("<i8").tobytes() for array in whole] + [array.astype("<f8").tobytes() for array in floats]
+        parts += [flags.astype("<u1").tobytes() for flags in (self.attacked, self.found)]
+        # Only what was found is stored: the filling of the other rows is no value.
+        parts += [
+            np.asarray(self.adversarial.shape, "<i8").tobytes(),
+            self.adversarial[self.found].astype("<f4").tobytes(),
+        ]
+        return digest(b"".join(parts))
+
+
+def shard_metadata(unit: Unit, shard: Shard) -> dict[str, str]:
+    """What a shard says of itself: the unit it belongs to, the shape of one sample, the digest of its values."""
+    return {
+        "certkit.unit": json.dumps(asdict(unit), sort_keys=True),
+        "certkit.shape": json.dumps(shard.adversarial.shape[1:]),
+        "certkit.content": shard.sha256,
+    }
+
+
+def read_shard(path: Path, unit: Unit) -> Shard:
+    """The shard of a unit, every column and the digest of its values checked. Raises RecordError or Tampered."""
+    try:
+        with pq.ParquetFile(path) as file:
+            return _checked(path, unit, file.read())
+    except FileNotFoundError:
+        raise Incomplete(f"{path.name}: this part of the campaign is missing; run the same attack again") from None
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise RecordError(f"{path.name}: not a readable shard ({one_line(error, 120)}); run the attack again") from None
+
+
+def _checked(path: Path, unit: Unit, table: Any) -> Shard:
+    def refuse(reason: str) -> Tampered:
+        return Tampered(f"{path.name}: {reason}; delete this file and run the same attack again")
+
+    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    if not table.schema.equals(SCHEMA, check_metadata=False):
+        raise refuse("its columns are not those of a shard")
+    if metadata.get("certkit.unit") != json.dumps(asdict(unit), sort_keys=True) or len(table) != unit.stop - unit.start:
+        raise refuse("it belongs to another part of the campaign")
+    if set(table["attack"].to_pylist()) != {unit.attack}:
+        raise refuse("its rows name another attack")
+    shape = tuple(int(size) for size in json.loads(metadata["certkit.shape"]))
+    found = table["found"].to_numpy()
+    examples = table["adversarial"].combine_chunks()
+    if not np.array_equal(examples.is_valid().to_numpy(zero_copy_only=False), found):
+        raise refuse("its examples are not those of the samples it calls found")
+    flat = examples.drop_null().flatten().to_numpy(zero_copy_only=False)
+    adversarial = np.full((len(found), *shape), np.nan, np.float32)
+    adversarial[found] = flat.reshape(-1, *shape)
+    shard = Shard(
+        index=table["index"].to_numpy(),
+        label=table["label"].to_numpy(),
+        attacked=table["attacked"].to_numpy(),
+        found=found,
+        distance=table["distance"].to_numpy(),
+        prediction=table["prediction"].fill_null(-1).to_numpy(),
+        adversarial=adversarial,
+    )
+    if shard.sha256 != metadata.get("certkit.content"):
+        raise refuse("its values do not match their digest")
+    distance = shard.distance[found]
+    if not (np.isfinite(distance).all() and (distance >= 0).all() and np.isfinite(adversarial[found]).all()):
+        raise refuse("a distance or an example is not finite")
+    if (found & ~shard.attacked).any() or not np.array_equal(np.isnan(shard.distance), ~found):
+        raise refuse("it finds what it did not attack")
+    return shard
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Campaign:
+    """Every sample's smallest verified adversarial example, over all attacks, radii and restarts.
+
+    One row per sample in data order. ``distance`` is float64, rounded up, and NaN where no example was found (``at``
+    gives None there); ``attack`` names who found it, ``adversarial`` is the float32 example as stored. A sample that is
+    wrong without any attack is not ``clean_correct``; it was never attacked and has no example.
+    """
+
+    plan: Plan
+    index: Whole
+    label: Whole
+    prediction: Whole
+    clean_correct: Flags
+    distance: Floats
+    attack: tuple[str | None, ...]
+    adversarial_prediction: Whole
+    adversarial: Images
+    by_attack: dict[str, Floats]
+    summaries: tuple[AttackSummary, ...]
+    units_planned: int
+    units_executed: int
+    checks: tuple[Check, ...]
+
+    def at(self, row: int) -> float | None:
+        """The smallest distance at which the row's sample was broken, or None."""
+        distance = float(self.distance[row])
+        return None if math.isnan(distance) else distance
+
+    def robust(self, eps: float) -> Flags:
+        """Which samples are right and were not broken at any distance up to eps; never grows as eps grows."""
+        return self.clean_correct & ~(self.distance <= eps)
+
+    def summary(self) -> CampaignSummary:
+        """The campaign in numbers, for the audit."""
+        return CampaignSummary(
+            plan_sha256=self.plan.sha256,
+            suite=self.plan.suite,
+            seed=self.plan.seed,
+            block=self.plan.block,
+            units_planned=self.units_planned,
+            units_executed=self.units_executed,
+            attacks=self.summaries,
+        )
+
+
+def load_campaign(out: Path) -> Campaign:
+    """The campaign in ``out/campaign``, each shard checked against the plan and its own digest.
+
+    Raises Incomplete when a part is missing, RecordError or Tampered when one is not what it says it is.
+    """
+    folder = out / "campaign"
+    if not (folder / "plan.json").is_file():
+        raise RecordError(f"{folder}: no plan.json, so no campaign; run certkit attack with --out {out}")
+    plan = load(Plan, folder / "plan.json")
+    blocks = list(units(plan))
+    planned = [unit for block in blocks for unit in block]
+    if missing := [unit for unit in planned if not (folder / "shards" / unit.name).is_file()]:
+        raise Incomplete(
+            f"{folder}: {len(missing)} of {len(planned)} parts of the campaign are missing; run the same attack again"
+        )
+    read = [[read_shard(folder / "shards" / unit.name, unit) for unit in block] for block in blocks]
+    stored = folder / "checks.json"
+    checks = load(Checks, stored) if stored.is_file() else None
+    if checks is not None and checks.plan_sha256 != plan.sha256:
+        raise Tampered("checks.json: belongs to another campaign; run the same attack again")
+    return gather(plan, read, checks.checks if checks else ())
+
+
+def gather(plan: Plan, blocks: Sequence[Sequence[Shard]], checks: tuple[Check, ...] = ()) -> Campaign:
+    """One campaign from the shards of all of its blocks, each block in the order of ``units``.
+
+    A sample keeps the nearest of its examples; at equal distance the earlier attack of the plan keeps it.
+    """
+    if any(clean.adversarial.shape[1:] != blocks[0][0].adversarial.shape[1:] for clean, *_ in blocks):
+        raise Tampered(
+            "the shards of this campaign hold samples of different shapes; run it again into an empty folder"
+        )
+    for clean, *attacks in blocks:
+        for shard in attacks:
+            if not (np.array_equal(shard.index, clean.index) and np.array_equal(shard.label, clean.label)):
+                raise Tampered(
+                    "two shards of one block hold different samples; run the attack again into an empty folder"
+                )
+            if shard.attacked[clean.prediction != clean.label].any():
+                raise Tampered("a shard attacks a sample that is wrong by itself; run the attack again")
+    clean = _joined([block[0] for block in blocks])
+    runs = [_joined([block[number] for block in blocks]) for number in range(1, len(plan.attacks) + 1)]
+    distance = np.full(len(clean.index), np.nan)
+    winner = np.full(len(clean.index), -1)
+    prediction, adversarial = np.full(len(clean.index), -1, np.int64), np.full_like(clean.adversarial, np.nan)
+    for number, run in enumerate(runs):
+        better = run.found & ~(distance <= run.distance)
+        distance[better], winner[better] = run.distance[better], number
+        prediction[better], adversarial[better] = run.prediction[better], run.adversarial[better]
+    largest = max(eps.value for eps in plan.threat.eps)
+    planned = len(blocks) * (1 + len(plan.attacks))
+    return Campaign(
+        plan=plan,
+        index=clean.index,
+        label=clean.label,
+        prediction=clean.prediction,
+        clean_correct=clean.prediction == clean.label,
+        distance=distance,
+        attack=tuple(plan.attacks[number].name if number >= 0 else None for number in winner),
+        adversarial_prediction=prediction,
+        adversarial=adversarial,
+        by_attack={spec.name: run.distance for spec, run in zip(plan.attacks, runs, strict=True)},
+        summaries=tuple(
+            _summary(spec, run, (winner == number) & (distance <= largest), largest)
+            for number, (spec, run) in enumerate(zip(plan.attacks, runs, strict=True))
+        ),
+        units_planned=planned,
+        units_executed=sum(len(block) for block in blocks),
+        checks=checks,
+    )
+
+
+def _summary(spec: AttackSpec, run: Shard, best: Flags, largest: float) -> AttackSummary:
+    found = int((run.distance <= largest).sum())
+    return AttackSummary(spec=spec, attacked=int(run.attacked.sum()), found=found, best=int(best.sum()))
+
+
+def _joined(shards: Sequence[Shard]) -> Shard:
+    return Shard(**{name: np.concatenate([getattr(shard, name) for shard in shards]) for name in Shard.__slots__})
+
+
+def distance_up(norm: Norm, inputs: Images, examples: Images) -> Floats:
+    """For each row a float64 that is not below ||example - input||: the distance an attacker is charged for.
+
+    linf: a difference of float64 is exact unless its two-sum remainder says otherwise (Knuth, TAOCP 2, 4.2.2), and only
+    then is it rounded up. l2: differences, squares, their correctly rounded sum (fsum) and the root are off by at most
+    five roundings of 2^-53, and the factor 1 + 2^-50 is worth eight.
+    """
+    size_of_one = math.prod(inputs.shape[1:])
+    a = examples.reshape(-1, size_of_one).astype(np.float64)
+    b = inputs.reshape(-1, size_of_one).astype(np.float64)
+    difference = a - b
+    if norm == "linf":
+        back = difference + b
+        remainder = (a - back) - (b - (back - difference))
+        size = np.abs(difference)
+        largest: Floats = np.where(remainder == 0, size, np.nextafter(size, np.inf)).max(axis=1, initial=0.0)
+        return largest
+    return np.array([math.sqrt(math.fsum(row)) * (1 + 2.0**-50) for row in np.square(difference)])

@@ -1,0 +1,122 @@
+"""certified.parquet: one row per sample, from which every certified figure can be derived again. No torch here."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from certkit.errors import RecordError, one_line
+from certkit.records import write_atomic
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Certified:
+    """What was proved of each sample. ``logits`` (N, classes) are the float64 centre; ``radius`` is in the threat's norm.
+
+    ``correct`` means that the label is the one and only largest logit, beyond the centre's own error. ``margin`` is the
+    smallest lead over another class, rounded down; ``radius`` is rounded down and 0 where nothing is proved.
+    """
+
+    index: NDArray[np.int64]
+    label: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    correct: NDArray[np.bool_]
+    margin: NDArray[np.float64]
+    radius: NDArray[np.float64]
+    logits: NDArray[np.float64]
+
+
+def margins(logits: NDArray[np.float64], pair_error: float) -> NDArray[np.float64]:
+    """The lead (N, classes) of the top logit over each other, less the centre's error, rounded down; +inf at the top.
+
+    Negative or zero wherever the top is not unique: then nothing is certified.
+    """
+    top = logits.argmax(axis=1)
+    lead = np.nextafter(logits[np.arange(len(logits)), top][:, None] - logits, -np.inf)
+    slack = np.nextafter(lead - pair_error, -np.inf)
+    slack[np.arange(len(logits)), top] = np.inf
+    return np.asarray(slack)
+
+
+def radii(logits: NDArray[np.float64], pair_gain: NDArray[np.float64], pair_error: float) -> NDArray[np.float64]:
+    """The radius around each sample inside which its top class stays on top, rounded down; 0 where none is proved.
+
+    Moving the input by r lowers logit i minus logit j by at most pair_gain[i, j] * r, so class i stays on top while that
+    is below its lead. Tsuzuku et al. 2018, arXiv 1802.04034; per pair as in Leino et al. 2021, arXiv 2102.08452.
+    """
+    slack = margins(logits, pair_error)
+    gains = pair_gain[logits.argmax(axis=1)]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        each = np.where(gains > 0, np.nextafter(slack / gains, -np.inf), np.where(slack > 0, np.inf, 0.0))
+    smallest = np.where((slack > 0).all(axis=1), each.min(axis=1, initial=np.inf), 0.0)
+    return np.asarray(np.clip(smallest, 0.0, np.finfo(np.float64).max))
+
+
+def holds_at(
+    eps: float, logits: NDArray[np.float64], pair_gain: NDArray[np.float64], pair_error: float
+) -> NDArray[np.bool_]:
+    """Whether each sample's top class is proved to stay on top within eps: lead - error > up(eps * gain), strictly."""
+    gains = pair_gain[logits.argmax(axis=1)]
+    reach = np.where(gains > 0, np.nextafter(eps * gains, np.inf), 0.0)
+    return np.asarray((margins(logits, pair_error) > reach).all(axis=1))
+
+
+def certify_rows(
+    index: NDArray[np.int64],
+    label: NDArray[np.int64],
+    logits: NDArray[np.float64],
+    pair_gain: NDArray[np.float64],
+    pair_error: float,
+) -> Certified:
+    """The table of a set of centres."""
+    slack = margins(logits, pair_error)
+    smallest = slack.min(axis=1)
+    predicted = logits.argmax(axis=1).astype(np.int64)
+    return Certified(
+        index=index,
+        label=label,
+        predicted=predicted,
+        correct=(predicted == label) & (smallest > 0),
+        margin=np.where(np.isfinite(smallest), smallest, np.finfo(np.float64).max),
+        radius=radii(logits, pair_gain, pair_error),
+        logits=logits,
+    )
+
+
+def write(table: Certified, path: Path) -> None:
+    """Write the table as Parquet, atomically and with deterministic bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {f.name: pa.array(getattr(table, f.name)) for f in fields(table) if f.name != "logits"}
+    columns["logits"] = pa.FixedSizeListArray.from_arrays(pa.array(table.logits.reshape(-1)), table.logits.shape[1])
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, compression="zstd", write_statistics=False, store_schema=False)
+    write_atomic(path, buffer.getvalue())
+
+
+def read(path: Path) -> Certified:
+    """Read the table back. Raises RecordError naming the file when it is not one."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+        columns = {name: table.column(name) for name in (f.name for f in fields(Certified))}
+        flat = columns["logits"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        logits = flat.astype(np.float64).reshape(table.num_rows, -1)
+        return Certified(
+            index=columns["index"].to_numpy().astype(np.int64),
+            label=columns["label"].to_numpy().astype(np.int64),
+            predicted=columns["predicted"].to_numpy().astype(np.int64),
+            correct=columns["correct"].to_numpy().astype(np.bool_),
+            margin=columns["margin"].to_numpy().astype(np.float64),
+            radius=columns["radius"].to_numpy().astype(np.float64),
+            logits=logits,
+        )
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
+        raise RecordError(f"{path.name}: not a table of certified samples ({one_line(error, 120)})") from None

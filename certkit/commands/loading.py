@@ -1,0 +1,64 @@
+"""From a checkpoint on disk to a module in eval mode."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from certkit.errors import CheckpointError, ConfigError, one_line
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from certkit.records import Subject
+
+
+def load_model(
+    checkpoint: Path, *, factory: str | None = None, allow_pickle: bool = False
+) -> tuple[nn.Module, Subject]:
+    """The network of a checkpoint, in eval mode, and its identity.
+
+    The architecture comes from the checkpoint's config.json, or from ``factory`` (``package.module:function``), which is
+    imported because the user named it on the command line; nothing in a file is ever imported. Raises CheckpointError or
+    ConfigError.
+    """
+    from certkit.checkpoint import load_into, read
+    from certkit.models import build
+    from certkit.records import Subject
+
+    found = read(checkpoint, allow_pickle=allow_pickle)
+    if factory is not None:
+        module, architecture = _made(factory), factory
+    elif found.config is None:
+        raise CheckpointError(
+            f"{one_line(found.name)}: no config.json beside it says which architecture this is; "
+            "name one with --model package.module:factory"
+        )
+    else:
+        module, architecture = build(found.config)
+    load_into(module, found)
+    module.eval()
+    parameters = sum(p.numel() for p in module.parameters())
+    return module, Subject(sha256=found.sha256, architecture=one_line(architecture, 120), parameters=parameters)
+
+
+def _made(factory: str) -> nn.Module:
+    """What the factory returns. Raises ConfigError unless it is an nn.Module."""
+    from torch import nn
+
+    module_name, colon, attribute = factory.partition(":")
+    if not colon or not module_name or not attribute:
+        raise ConfigError(f"--model {one_line(factory)!r} is not of the form package.module:factory")
+    sys.path.insert(0, os.getcwd())  # as python -m does: the user's own module usually stands beside the checkpoint
+    try:
+        made = getattr(importlib.import_module(module_name), attribute)()
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        raise ConfigError(f"--model {one_line(factory)}: {type(error).__name__}: {one_line(error)}") from None
+    finally:
+        sys.path.remove(os.getcwd())
+    if not isinstance(made, nn.Module):
+        raise ConfigError(f"--model {one_line(factory)} returned a {type(made).__name__}; expected a torch.nn.Module")
+    return made

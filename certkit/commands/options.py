@@ -1,0 +1,82 @@
+"""Options that several commands share, declared once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+checkpoint = click.argument("checkpoint", type=click.Path(path_type=Path))
+out = click.option(
+    "--out", "-o", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write to."
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+data = click.option(
+    "--data", default="digits", show_default=True, help="Data set: digits, a Hugging Face name, or a local folder."
+)
+split = click.option("--split", default="test", show_default=True, help="Split of the data set.")
+limit = click.option("--limit", type=click.IntRange(min=1), help="Use the first so many samples only.")
+eps = click.option(
+    "--eps",
+    default="0.1,0.25,0.5",
+    show_default=True,
+    help="Radii, separated by commas; fractions such as 36/255 are exact.",
+)
+norm = click.option(
+    "--norm",
+    type=click.Choice(["l2", "linf"]),
+    default="l2",
+    show_default=True,
+    help="Norm of the threat, over the whole input.",
+)
+suite = click.option("--suite", default="quick", show_default=True, help="Suite of attacks.")
+seed = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of every random draw."
+)
+device = click.option("--device", default="cpu", show_default=True, help="Where attacks run, such as cpu or cuda:0.")
+threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads to pin; recorded.  [default: all]")
+factory = click.option(
+    "--model",
+    "factory",
+    metavar="PACKAGE.MODULE:FACTORY",
+    help="Somebody else's architecture: a function without arguments that returns an nn.Module. Imported and run.",
+)
+allow_pickle = click.option(
+    "--allow-pickle", is_flag=True, help="Read a torch file with torch.load(weights_only=True); prefer safetensors."
+)
+
+
+def together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Several options as one decorator, shown in the order given."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def radii(text: str) -> list[str]:
+    """The radii of ``--eps``."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def say(record: Any, lines: list[str], *, as_json: bool) -> None:
+    """The result on stdout: the record as JSON, or lines for people."""
+    if as_json:
+        value = record.model_dump(mode="json") if hasattr(record, "model_dump") else record
+        click.echo(json.dumps(value, sort_keys=True, indent=1))
+    else:
+        for line in lines:
+            click.echo(line)
+
+
+def share(rate: Any) -> str:
+    """A rate as people read it, with its denominator: ``331/360 = 91.9 %``."""
+    return f"{rate.count}/{rate.total} = {100 * rate.count / max(rate.total, 1):.1f} %"

@@ -1,0 +1,42 @@
+"""certkit train: a Lipschitz network from one TOML file or a preset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from certkit.commands import options
+from certkit.errors import ConfigError
+
+
+@click.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option("--preset", help="A run by name; certkit presets lists them.")
+@click.option("--set", "changes", multiple=True, metavar="A.B=VALUE", help="Change one key, such as training.epochs=3.")
+@options.together(options.device, options.threads, options.out, options.as_json)
+def train(
+    run: Path | None,
+    preset: str | None,
+    changes: tuple[str, ...],
+    device: str,
+    threads: int | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Train what RUN (a TOML file) or --preset describes; writes model.safetensors and config.json to --out."""
+    import certkit
+    from certkit import config
+    from certkit.machine import usable
+
+    if (run is None) == (preset is None):
+        raise ConfigError("give either a run file or --preset NAME; certkit presets lists the names")
+    chosen = config.load_run(run) if run is not None else config.preset(preset or "")
+    result = certkit.train(config.override(chosen, list(changes)), out=out, device=usable(device), threads=threads)
+    lines = [
+        f"clean accuracy  {options.share(result.clean)} on {result.data.name} {result.data.split}",
+        f"largest weight norm / cap  {result.largest_norm_over_cap:.9f} (proved, after every step)",
+        f"trained in {result.provenance.seconds:.1f} s",
+        f"wrote {out / 'model.safetensors'}",
+    ]
+    options.say(result, lines, as_json=as_json)

@@ -1,0 +1,219 @@
+"""The certifying job: from a module and a data set to certificate.json and certified.parquet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.fx import Node
+
+from certkit.bounds.ledger import Ledger, to_json
+from certkit.bounds.rules.pointwise import ELEMENTARY_ULPS
+from certkit.certified import Certified, certify_rows, holds_at, write
+from certkit.checkpoint import subject_of
+from certkit.data import Dataset
+from certkit.engine.execute import attention_nodes, attention_statistics, centres
+from certkit.engine.interpret import Interpreter
+from certkit.engine.program import Program, export
+from certkit.errors import ConfigError, Refusal
+from certkit.machine import environment, pinned, provenance
+from certkit.records import (
+    Ablation,
+    Agreement,
+    Attention,
+    Certificate,
+    CertifiedAt,
+    Eps,
+    File,
+    Norm,
+    Subject,
+    Threat,
+    digest_file,
+    save,
+)
+from certkit.statistics import rate
+
+A_POINT = 0.01  # an ablation that costs less than this share of the samples costs nothing worth naming
+BATCH = 256
+
+
+def eps_grid(eps: Sequence[str | float | Fraction]) -> tuple[Eps, ...]:
+    """The radii in ascending order, each once. Raises ConfigError for an empty list or a value that is no radius."""
+    found = {e.value: e for e in (Eps.of(value) for value in eps)}
+    if not found:
+        raise ConfigError("no eps was given; expected at least one radius such as 0.25 or 36/255")
+    return tuple(found[value] for value in sorted(found))
+
+
+def certify(
+    model: nn.Module,
+    data: Dataset,
+    *,
+    eps: Sequence[str | float | Fraction],
+    norm: Norm = "l2",
+    out: Path,
+    subject: Subject | None = None,
+    threads: int | None = None,
+) -> Certificate:
+    """Prove how far each sample may move before its predicted class can change, and write the proof.
+
+    The bound is a Lipschitz constant of every logit difference in ``norm`` (l2 over all input entries, or linf) on the
+    data's box, from one rule per operator of the exported graph; a sample is certified at eps when its float64 margin,
+    less the error of computing it, exceeds eps times that constant. Writes ``out/certified.parquet`` and then
+    ``out/certificate.json``. The model must be in eval mode; it is not changed. Raises Refusal or NoRule for a model
+    that cannot be bounded, ConfigError for radii that cannot be meant.
+    """
+    started = time.monotonic()
+    if norm not in ("l2", "linf"):
+        raise ConfigError(f"norm must be l2 or linf, got {norm!r}")
+    threat = Threat(norm=norm, eps=eps_grid(eps), box=data.box)
+    with pinned(threads) as count:
+        program = export(model, tuple(data.images.shape[1:]))
+        interpret = Interpreter(program)
+        ledger = interpret(norm, data.box)
+        logits = _logits(program, data)
+        agreement = _agreement(model, program, interpret, ledger, threat, data, logits)
+        gain, error = pair_matrix(ledger), ledger.pairs.error.to_float()
+        table = certify_rows(data.indices.numpy(), data.labels.numpy(), logits, gain, error)
+        attention = _attention(program, interpret, threat, data, table, gain, error)
+    out = Path(out)
+    write(table, out / "certified.parquet")
+    clean = int(table.correct.sum())
+    certificate = Certificate(
+        subject=subject or subject_of(model),
+        program_sha256=program.sha256,
+        threat=threat,
+        input_shape=program.input_shape,
+        data=data.record,
+        clean=rate(clean, len(logits)),
+        certified=certified_counts(table, threat, gain, error),
+        pair_gain=tuple(tuple(float(g) for g in row) for row in gain),
+        pair_error=error,
+        median_radius=float(np.median(np.where(table.correct, table.radius, 0.0))),
+        attention=attention,
+        agreement=agreement,
+        assumptions=(
+            f"exp, erf and tanh of the float64 centre are accurate to {ELEMENTARY_ULPS} units in the last place",
+            "torch.export captures the function that the module computes (checked on the evaluation samples)",
+        ),
+        table=File(name="certified.parquet", sha256=digest_file(out / "certified.parquet")),
+        ledger=to_json(ledger),
+        environment=environment("cpu", count),
+        provenance=provenance(started),
+    )
+    save(certificate, out / "certificate.json")
+    return certificate
+
+
+def pair_matrix(ledger: Ledger) -> NDArray[np.float64]:
+    """The gains of the logit pairs as float64, rounded up. Raises Refusal when one is beyond float64."""
+    gain = np.array([[number.to_float() for number in row] for row in ledger.pairs.gain])
+    if not np.isfinite(gain).all():
+        raise Refusal("the Lipschitz bound of this model is beyond 1.8e308: a true statement, but no radius follows")
+    return gain
+
+
+def certified_counts(
+    table: Certified, threat: Threat, gain: NDArray[np.float64], error: float
+) -> tuple[CertifiedAt, ...]:
+    """How many samples are correct and proved to stay so, at each eps."""
+    return tuple(
+        CertifiedAt(
+            eps=eps,
+            certified=rate(
+                int((holds_at(eps.value, table.logits, gain, error) & table.correct).sum()), len(table.label)
+            ),
+        )
+        for eps in threat.eps
+    )
+
+
+def _logits(program: Program, data: Dataset) -> NDArray[np.float64]:
+    logits = centres(program, data.images)
+    classes = len(data.record.classes)
+    if logits.ndim != 2 or logits.shape[1] != classes:
+        raise Refusal(
+            f"the model gives {tuple(logits.shape[1:])} numbers per sample; expected one logit for each of {classes} classes"
+        )
+    if not bool(torch.isfinite(logits).all()):
+        raise Refusal("the model's logits are NaN or infinite on some samples; nothing can be certified there")
+    return logits.numpy()
+
+
+def _agreement(
+    model: nn.Module,
+    program: Program,
+    interpret: Interpreter,
+    ledger: Ledger,
+    threat: Threat,
+    data: Dataset,
+    logits: NDArray[np.float64],
+) -> Agreement:
+    """The user's module beside the exported program: the difference must be explained by rounding alone."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        images = torch.split(data.images, BATCH)
+        own = torch.cat([model(piece.to(device, program.dtype)).cpu().double() for piece in images]).numpy()
+    arithmetic = "float64" if program.dtype is torch.float64 else "float32"
+    deployed = interpret(threat.norm, threat.box, arithmetic=arithmetic).pairs.error.to_float() / 2
+    allowed = deployed + ledger.pairs.error.to_float() / 2
+    difference = float(np.abs(own - logits).max(initial=0.0))
+    if not difference <= allowed:
+        worst = int(np.abs(own - logits).max(axis=1).argmax())
+        raise Refusal(
+            f"the module and its exported graph differ by {difference:.3g} on sample {worst}, more than {arithmetic} rounding "
+            f"explains ({allowed:.3g}); the graph is not the function that runs (a frozen branch, or TF32), so no certificate"
+        )
+    return Agreement(samples=len(own), largest_difference=difference, allowed=allowed)
+
+
+def _attention(
+    program: Program,
+    interpret: Interpreter,
+    threat: Threat,
+    data: Dataset,
+    table: Certified,
+    gain: NDArray[np.float64],
+    error: float,
+) -> Attention | None:
+    """What attention is worth: the same network, and its own sound bound, with the softmax weights replaced."""
+    nodes = attention_nodes(program)
+    if not nodes:
+        return None
+    means, spread = attention_statistics(program, data.images)
+    uniform = {name: (mean > 0) / (mean > 0).sum(-1, keepdim=True).clamp(min=1) for name, mean in means.items()}
+    variants = {"uniform": uniform, "removed": {n: torch.zeros_like(w) for n, w in means.items()}, "frozen": means}
+    total = len(data.labels)
+    kept = certified_counts(table, threat, gain, error)
+    found = []
+    for name, fixed in variants.items():
+        weights = {key: value.double() for key, value in fixed.items()}
+
+        def attend(node: Node, softmax: Tensor, weights: dict[str, Tensor] = weights) -> Tensor:
+            return weights[node.name].expand_as(softmax)
+
+        ledger = interpret(threat.norm, threat.box, fixed=weights)
+        g, e = pair_matrix(ledger), ledger.pairs.error.to_float()
+        rows = certify_rows(table.index, table.label, centres(program, data.images, attend).numpy(), g, e)
+        found.append(
+            Ablation(
+                name=name,
+                clean=rate(int(rows.correct.sum()), total),
+                certified=certified_counts(rows, threat, g, e),
+            )
+        )
+    clean = int(table.correct.sum())
+
+    def costs(ablation: Ablation) -> bool:
+        pairs = [(clean, ablation.clean.count)]
+        pairs += [(a.certified.count, b.certified.count) for a, b in zip(kept, ablation.certified, strict=True)]
+        return any(before - after >= A_POINT * total for before, after in pairs)
+
+    decorative = not any(costs(ablation) for ablation in found if ablation.name != "frozen")
+    return Attention(ablations=tuple(found), largest_logit_spread=spread, decorative=decorative)

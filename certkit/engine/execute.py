@@ -1,0 +1,108 @@
+"""The centre of a certificate: the exported graph executed in float64, sample by sample, by arithmetic that is known.
+
+Attention is written out, views are reshapes and clones do nothing, so that the operations are those whose rounding the
+rules charge for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from certkit.engine.program import Program
+
+aten = torch.ops.aten
+CHUNK = 64
+MASKED = -1e30  # additive masks at or below this drop a key, as float32's lowest number does
+
+Attend = Callable[[Node, Tensor], Tensor]  # from softmax weights (..., rows, keys) to the weights that are used instead
+
+
+def allowed(mask: Tensor) -> Tensor:
+    """Which keys an additive or boolean mask leaves in."""
+    return mask if mask.dtype is torch.bool else mask > MASKED
+
+
+def attention_scores(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
+    """scale · Q K' + mask, with −inf for keys that are left out."""
+    factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scores = (q @ k.transpose(-2, -1)) * factor
+    if is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if mask is None:
+        return scores
+    if mask.dtype is not torch.bool:
+        scores = scores + torch.where(allowed(mask), mask, 0.0)
+    return scores.masked_fill(~allowed(mask), -math.inf)
+
+
+def run(program: Program, x: Tensor, attend: Attend | None = None, watch: dict[str, Tensor] | None = None) -> Tensor:
+    """The logits of one sample (batch axis of 1) in float64. ``watch`` receives each attention's scores by node name."""
+
+    def attention(node: Node, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+                  is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False) -> Tensor:  # fmt: skip
+        scores = attention_scores(q, k, attn_mask, is_causal, scale)
+        if watch is not None:
+            watch[node.name] = scores
+        weights = torch.softmax(scores, dim=-1)
+        return (weights if attend is None else attend(node, weights)) @ v
+
+    values: dict[Node, Any] = {**program.constants, program.input: x}
+    for node in program.nodes:
+        args: Any = map_arg(node.args, values.__getitem__)
+        kwargs: Any = map_arg(node.kwargs, values.__getitem__)
+        if node.target is aten.scaled_dot_product_attention.default:
+            values[node] = attention(node, *args, **kwargs)
+        elif node.target in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):
+            values[node] = torch.reshape(args[0], args[1])
+        elif node.target in (aten.clone.default, aten.contiguous.default, aten.dropout.default):
+            values[node] = args[0]
+        else:
+            assert callable(node.target)
+            values[node] = node.target(*args, **kwargs)
+    result = values[program.output]
+    assert isinstance(result, Tensor)
+    return result
+
+
+def centres(program: Program, images: Tensor, attend: Attend | None = None) -> Tensor:
+    """Logits (N, classes) in float64 of images (N, ...), each widened exactly."""
+
+    def one(image: Tensor) -> Tensor:
+        return run(program, image.unsqueeze(0), attend).squeeze(0)
+
+    with torch.no_grad():
+        pieces = [torch.func.vmap(one)(piece.to(torch.float64)) for piece in torch.split(images.cpu(), CHUNK)]
+    return torch.cat(pieces)
+
+
+def attention_nodes(program: Program) -> list[Node]:
+    """The softmax attention operators of the graph, in execution order."""
+    return [node for node in program.nodes if node.target is aten.scaled_dot_product_attention.default]
+
+
+def attention_statistics(program: Program, images: Tensor) -> tuple[dict[str, Tensor], float]:
+    """Per attention the mean softmax weights over the images, and the largest spread of scores within one row."""
+    totals: dict[str, Tensor] = {}
+    spread = 0.0
+
+    def one(image: Tensor) -> dict[str, Tensor]:
+        scores: dict[str, Tensor] = {}
+        run(program, image.unsqueeze(0), watch=scores)
+        return scores
+
+    with torch.no_grad():
+        for piece in torch.split(images.cpu(), CHUNK):
+            for name, scores in torch.func.vmap(one)(piece.to(torch.float64)).items():
+                weights = torch.softmax(scores, dim=-1).sum(0)
+                totals[name] = totals[name] + weights if name in totals else weights
+                visible = scores.masked_fill(torch.isinf(scores), math.nan)
+                low = torch.nan_to_num(visible, nan=math.inf).amin(-1)
+                spread = max(spread, float((scores.amax(-1) - low).max()))
+    return {name: total / len(images) for name, total in totals.items()}, spread

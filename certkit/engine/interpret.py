@@ -1,0 +1,83 @@
+"""The graph executed on bounds: one step of the ledger per operator, from the input box to the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+from torch.fx import Node
+
+from certkit.bounds.ledger import Ledger, Matrix, Pairs, pair_gains
+from certkit.bounds.number import Up
+from certkit.bounds.spectral import absolute_sums, largest, row_differences, up
+from certkit.engine.execute import aten
+from certkit.engine.operators import argument, read
+from certkit.engine.program import Program
+from certkit.engine.reading import Graph, Reading, array
+from certkit.errors import Refusal
+
+MAX_PAIRED_CLASSES = 100  # beyond, a matrix of pair norms would outgrow the certificate
+
+
+@dataclass(slots=True)
+class Interpreter:
+    """Runs one program on bounds, as often as asked; measurements of weights are made once."""
+
+    program: Program
+    _cache: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+
+    def __call__(
+        self,
+        norm: str,
+        box: tuple[float, float],
+        *,
+        arithmetic: str = "float64",
+        fixed: Mapping[str, Tensor] | None = None,
+    ) -> Ledger:
+        """The ledger of this program for a threat in ``norm`` on inputs in ``box``.
+
+        ``fixed`` replaces the softmax weights of some attention operators, by node name, by constant weights
+        (..., queries, keys): the ablations. Raises NoRule or Refusal for what has no bound.
+        """
+        graph = Graph(self.program, arithmetic, self._cache)
+        first = self.program.input
+        attributes = {"shape": list(self.program.shapes[first]), "norm": norm, "low": box[0], "high": box[1]}
+        graph.step("input", first, [], attributes, {})
+        for node in self.program.nodes:
+            weights = (fixed or {}).get(node.name)
+            reading = read(node, graph) if weights is None else fixed_reading(node, graph, weights)
+            graph.step(reading.rule, node, reading.inputs, reading.attributes, reading.evidence)
+        return Ledger(arithmetic, tuple(graph.steps), self.program.output.name, self._pairs(graph))
+
+    def _pairs(self, graph: Graph) -> Pairs:
+        node, l2, l1 = self._head(graph)
+        gain, error = pair_gains(graph.bounds[node.name], graph.bounds[self.program.output.name], l2, l1)
+        return Pairs(node.name, l2, l1, gain, error)
+
+    def _head(self, graph: Graph) -> tuple[Node, Matrix | None, Matrix | None]:
+        """The value that the last linear map reads, with the norms of its rows' differences; factors after it included."""
+        node, factor = self.program.output, 1.0
+        while node.target is aten.mul.Tensor and isinstance(node.args[1], (int, float)) and graph.depends(node.args[0]):
+            factor = up(factor * abs(float(node.args[1])))
+            (node, _) = node.args  # type: ignore[assignment]
+        classes = graph.shape(self.program.output)[-1]
+        if node.target is not aten.linear.default or classes > MAX_PAIRED_CLASSES or len(graph.shape(node)) != 2:
+            return self.program.output, None, None
+        l2, l1 = row_differences(array(graph.constants[node.args[1]]))  # type: ignore[index]
+        scaled = (
+            np.nextafter(matrix * factor, np.inf) * (matrix > 0) if factor != 1.0 else matrix for matrix in (l2, l1)
+        )
+        first, second = (tuple(tuple(Up.of(float(n)) for n in row) for row in matrix) for matrix in scaled)
+        return argument(node, 0, "input"), first, second
+
+
+def fixed_reading(node: Node, graph: Graph, weights: Tensor) -> Reading:
+    """Attention with constant weights: how much they put on one key, and how far a row may be from summing to 1."""
+    if node.target is not aten.scaled_dot_product_attention.default:
+        raise Refusal(f"{node.name} is not an attention operator; its weights cannot be fixed")
+    w = array(weights).reshape(-1, *weights.shape[-2:])
+    columns = max((largest(absolute_sums(head, axis=0)) for head in w), default=0.0)
+    rows = max((largest(absolute_sums(head, axis=1)) for head in w), default=0.0)
+    return graph.reading("fixed-attention", node, [node.args[2]], {}, {"column_sum": columns, "row_sum": rows})

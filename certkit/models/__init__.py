@@ -1,0 +1,31 @@
+"""Lipschitz networks by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from certkit.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from certkit.config import VisionTransformerConfig
+
+
+def create(config: VisionTransformerConfig) -> nn.Module:
+    """A freshly initialised network of this architecture, in training mode."""
+    from certkit.models.vit import VisionTransformer
+
+    return VisionTransformer(config)
+
+
+def build(config: dict[str, Any]) -> tuple[nn.Module, str]:
+    """The architecture that a checkpoint's config.json describes, and its name. Raises CheckpointError otherwise."""
+    from certkit.config import validate
+
+    try:
+        run = validate(config, "config.json")
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; for another architecture give --model package.module:factory") from None
+    model = run.model
+    return create(model), f"{model.name} {model.blocks}x{model.width}, {model.heads} heads"

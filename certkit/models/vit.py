@@ -1,0 +1,63 @@
+"""A Lipschitz vision transformer: patches, tokenwise layers, attention, and a head that reads all tokens.
+
+No normalisation layer anywhere; every matrix lives in the spectral norm. Shape suffixes: B batch, C channels, G patches
+per side, P pixels per patch side, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from certkit.config import VisionTransformerConfig
+from certkit.models.layers import Attention, Linear, MaxMin, Residual
+
+
+class VisionTransformer(nn.Module):
+    """Images in [0, 1] of shape (B, C, size, size) -> logits (B, classes)."""
+
+    def __init__(self, config: VisionTransformerConfig) -> None:
+        super().__init__()
+        self.patch, self.grid = config.patch, config.image_size // config.patch
+        tokens, width = self.grid**2, config.width
+        self.embed = nn.Sequential(Linear(config.channels * self.patch**2, width, tokens=tokens), MaxMin())
+        position = neighbours(self.grid, config.heads, config.position)
+        blocks: list[nn.Module] = []
+        for _ in range(config.blocks):
+            attention = Attention(width, config.heads, position, scale=config.scale)
+            blocks.append(Residual(attention, config.residual) if config.residual < 1 else attention)
+            for _ in range(config.mlp_layers):
+                blocks += [MaxMin(), Linear(width, width, tokens=tokens)]
+            blocks.append(MaxMin())
+        self.blocks = nn.Sequential(*blocks)
+        hidden: list[nn.Module] = []
+        for _ in range(config.hidden_layers):
+            hidden += [Linear(tokens * width, tokens * width), MaxMin()]
+        self.hidden = nn.Sequential(*hidden)
+        self.head = Linear(tokens * width, config.classes)
+
+    def forward(self, x_BCSS: Tensor) -> Tensor:
+        x_BTD = self.embed(self._patches(x_BCSS - 0.5))
+        logits: Tensor = self.head(self.hidden(self.blocks(x_BTD).flatten(1)))
+        return logits
+
+    def _patches(self, x_BCSS: Tensor) -> Tensor:
+        batch, channels = x_BCSS.shape[:2]
+        x_BCGPGP = x_BCSS.reshape(batch, channels, self.grid, self.patch, self.grid, self.patch)
+        return x_BCGPGP.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def neighbours(grid: int, heads: int, strength: float) -> Tensor:
+    """Constant scores (heads, T, T) with which head h first looks ``strength`` more at one neighbour of each token.
+
+    The offsets go round the token, itself first, and wrap at the border, so that every key is looked at equally often:
+    column sums of the softmax are 1, the best that the Lipschitz bound of attention can meet.
+    """
+    offsets = [(0, 0), (0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1), (2, 0), (0, 2), (2, 2)]
+    rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    scores = torch.zeros(heads, grid**2, grid**2)
+    for head in range(heads):
+        down, right = offsets[head % len(offsets)]
+        seen = ((rows + down) % grid * grid + (columns + right) % grid).flatten()
+        scores[head, torch.arange(grid**2), seen] = strength
+    return scores

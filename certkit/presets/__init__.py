@@ -1,0 +1,1 @@
+"""Runs that can be trained by name: one TOML file each."""

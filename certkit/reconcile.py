@@ -1,0 +1,349 @@
+"""The audit: certificate and campaign side by side, sample by sample, and what follows for the claim.
+
+    DIR/certificate.json + DIR/certified.parquet + DIR/campaign/  --audit-->  DIR/audit.json
+
+Everything that is read is derived again first: the ledger from its evidence, the radii from the ledger, the counts from
+the radii. The campaign is the falsifier: an adversarial example inside a certified radius is run once more in float64.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from decimal import ROUND_CEILING, Context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from certkit.bounds.bound import norm_name
+from certkit.bounds.ledger import Ledger, Step, checked
+from certkit.bounds.rules import why
+from certkit.campaign import Campaign, load_campaign
+from certkit.certified import Certified, certify_rows, holds_at, read
+from certkit.errors import RecordError, RuleViolation, Tampered, one_line
+from certkit.machine import provenance
+from certkit.records import (
+    Audit,
+    Certificate,
+    Check,
+    Contradiction,
+    CurvePoint,
+    File,
+    LedgerRow,
+    Sample,
+    Verdict,
+    digest,
+    digest_file,
+    load,
+    save,
+    write_atomic,
+)
+from certkit.statistics import rate
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Flags = NDArray[np.bool_]
+SHOWN = Context(prec=6, rounding=ROUND_CEILING)
+
+
+def audit(directory: Path, *, model: nn.Module | None = None) -> Audit:
+    """Check the certificate in a directory, set the campaign beside it, and write ``audit.json``.
+
+    Without a campaign the verdict is NOT EVALUATED. ``model`` is needed only where the campaign found an example inside a
+    certified radius, which is then evaluated again in float64 and saved. Raises Tampered or RuleViolation when a record
+    contradicts itself, RecordError when the two do not speak of the same network, samples and threat.
+    """
+    started = time.monotonic()
+    directory = Path(directory)
+    certificate, table, ledger = load_certificate(directory)
+    campaign = load_campaign(directory) if (directory / "campaign").exists() else None
+    if campaign is not None:
+        _same_subject(certificate, table, campaign)
+    contradictions = () if campaign is None else _contradictions(directory, certificate, table, campaign, model)
+    verdict, reason = _verdict(contradictions, campaign)
+    found = _distances(campaign, len(table.label))
+    radius = np.where(table.correct, table.radius, 0.0)
+    known = found[np.isfinite(found)]
+    total = len(table.label)
+    gain = np.array(certificate.pair_gain)
+    record = Audit(
+        verdict=verdict,
+        verdict_reason=reason,
+        statement=_statement(certificate),
+        subject=certificate.subject,
+        data=certificate.data,
+        threat=certificate.threat,
+        input_shape=certificate.input_shape,
+        claim=certificate.claim,
+        clean=certificate.clean,
+        curve=tuple(
+            CurvePoint(
+                eps=point.eps,
+                certified=point.certified,
+                attacked=None if campaign is None else rate(int(campaign.robust(point.eps.value).sum()), total),
+            )
+            for point in certificate.certified
+        ),
+        lipschitz=_lipschitz(ledger),
+        median_radius=certificate.median_radius,
+        median_distance=float(np.median(known)) if len(known) else None,
+        contradictions=contradictions,
+        campaign=campaign.summary() if campaign else None,
+        samples=tuple(
+            Sample(
+                index=int(table.index[i]),
+                label=int(table.label[i]),
+                predicted=int(table.predicted[i]),
+                margin=float(table.margin[i]),
+                radius=float(radius[i]),
+                distance=float(found[i]) if np.isfinite(found[i]) else None,
+                attack=campaign.attack[i] if campaign else None,
+            )
+            for i in range(total)
+        ),
+        ledger=tuple(_row(step, certificate.threat.norm) for step in ledger.steps),
+        attention=certificate.attention,
+        checks=(*(campaign.checks if campaign else ()), *_own_checks(contradictions, campaign, radius, found)),
+        assumptions=certificate.assumptions,
+        limits=_limits(certificate, campaign, gain),
+        files=_files(directory, certificate, campaign),
+        environment=certificate.environment,
+        provenance=provenance(started).model_copy(
+            update={"files": (File(name="certificate.json", sha256=digest_file(directory / "certificate.json")),)}
+        ),
+    )
+    save(record, directory / "audit.json")
+    return record
+
+
+def load_certificate(directory: Path) -> tuple[Certificate, Certified, Ledger]:
+    """The certificate with its table and ledger, everything derived again from the evidence.
+
+    Raises RecordError when a file is missing or malformed, RuleViolation when the ledger states a bound that its rule does
+    not give, Tampered when radii or counts are not those that follow.
+    """
+    path = directory / "certificate.json"
+    if not path.is_file():
+        raise RecordError(
+            f"{one_line(directory.name)}: no certificate.json; run certkit certify CHECKPOINT --out {one_line(directory.name)}"
+        )
+    certificate = load(Certificate, path)
+    ledger = checked(certificate.ledger)
+    proved = tuple(tuple(number.to_float() for number in row) for row in ledger.pairs.gain)
+    if proved != certificate.pair_gain or ledger.pairs.error.to_float() != certificate.pair_error:
+        raise RuleViolation("certificate.json: pair_gain is not what the ledger proves; certify the checkpoint again")
+    first = ledger.steps[0].attributes
+    stated = {"norm": certificate.threat.norm, "low": certificate.threat.box[0], "high": certificate.threat.box[1]}
+    if any(first.get(key) != value for key, value in stated.items()):
+        raise Tampered("certificate.json: the threat is not the one that the ledger starts from; certify again")
+    file = directory / certificate.table.name
+    if not file.is_file():
+        raise RecordError(f"{certificate.table.name}: missing beside certificate.json; certify the checkpoint again")
+    if digest_file(file) != certificate.table.sha256:
+        raise Tampered(f"{certificate.table.name}: was changed after it was written (sha256 differs); certify again")
+    table = read(file)
+    gain = np.array(certificate.pair_gain)
+    if table.logits.shape != (certificate.data.count, len(gain)):
+        raise Tampered(f"{certificate.table.name}: holds other samples than certificate.json names; certify again")
+    derived = certify_rows(table.index, table.label, table.logits, gain, certificate.pair_error)
+    for column in ("predicted", "correct", "margin", "radius"):
+        if not np.array_equal(getattr(table, column), getattr(derived, column)):
+            raise Tampered(
+                f"{certificate.table.name}: a stated {column} is not the one that its logits and the ledger give; certify again"
+            )
+    holds = [
+        int((holds_at(p.eps.value, table.logits, gain, certificate.pair_error) & table.correct).sum())
+        for p in certificate.certified
+    ]
+    if holds != [p.certified.count for p in certificate.certified] or certificate.clean.count != table.correct.sum():
+        raise Tampered("certificate.json: a count is not the one that the samples give; certify again")
+    return certificate, table, ledger
+
+
+def _same_subject(certificate: Certificate, table: Certified, campaign: Campaign) -> None:
+    """Both records must speak of one network, one set of samples and one threat."""
+    plan = campaign.plan
+    if plan.subject.sha256 != certificate.subject.sha256:
+        raise RecordError(
+            "the campaign attacked another checkpoint than the certificate is for; run both on one checkpoint"
+        )
+    if plan.data.sha256 != certificate.data.sha256 or not np.array_equal(campaign.index, table.index):
+        raise RecordError("the campaign attacked other samples than the certificate is for; run both on the same data")
+    if (plan.threat.norm, plan.threat.box) != (certificate.threat.norm, certificate.threat.box):
+        raise RecordError(
+            f"the campaign's threat is {plan.threat.norm} on {plan.threat.box}, the certificate's "
+            f"{certificate.threat.norm} on {certificate.threat.box}; run both with one norm"
+        )
+
+
+def _distances(campaign: Campaign | None, total: int) -> NDArray[np.float64]:
+    return (
+        np.full(total, np.inf) if campaign is None else np.where(np.isnan(campaign.distance), np.inf, campaign.distance)
+    )
+
+
+def _contradictions(
+    directory: Path, certificate: Certificate, table: Certified, campaign: Campaign, model: nn.Module | None
+) -> tuple[Contradiction, ...]:
+    """Adversarial examples whose distance, rounded up, is below the certified radius, rounded down."""
+    hits = np.flatnonzero(table.correct & (_distances(campaign, len(table.label)) < table.radius))
+    if not len(hits):
+        return ()
+    if model is None:
+        raise RecordError(
+            f"{len(hits)} adversarial examples lie inside certified radii and must be evaluated in float64; "
+            "run certkit audit, or certkit report with --checkpoint"
+        )
+    import torch
+
+    from certkit.engine.execute import centres
+    from certkit.engine.program import export
+    from certkit.machine import pinned
+
+    with pinned(certificate.environment.threads):
+        program = export(model, certificate.input_shape)
+        if program.sha256 != certificate.program_sha256:
+            raise RecordError("the model given is not the one that was certified: its exported graph differs")
+        logits = centres(program, torch.from_numpy(campaign.adversarial[hits])).numpy()
+    found = []
+    for row, values in zip(hits.tolist(), logits, strict=True):
+        held = int(table.predicted[row])
+        others = np.delete(values, held)
+        margin = float(np.nextafter(values[held] - others.max(), -np.inf))
+        buffer = io.BytesIO()
+        np.save(buffer, campaign.adversarial[row], allow_pickle=False)
+        name = f"refutations/sample-{int(table.index[row])}.npy"
+        write_atomic(directory / name, buffer.getvalue())
+        found.append(
+            Contradiction(
+                index=int(table.index[row]),
+                attack=campaign.attack[row] or "",
+                distance=float(campaign.distance[row]),
+                radius=float(table.radius[row]),
+                refutes="exact arithmetic" if margin < -certificate.pair_error else "float gap",
+                reference_margin=margin,
+                example=File(name=name, sha256=digest(buffer.getvalue())),
+            )
+        )
+    return tuple(found)
+
+
+def _verdict(contradictions: tuple[Contradiction, ...], campaign: Campaign | None) -> tuple[Verdict, str]:
+    if refuting := [c for c in contradictions if c.refutes == "exact arithmetic"]:
+        return "REFUTED", (
+            f"{len(refuting)} adversarial example{'s lie' if len(refuting) > 1 else ' lies'} inside a certified radius: "
+            "the certificate is wrong"
+        )
+    if campaign is None:
+        return "NOT EVALUATED", "no attack campaign was run, so nothing has tried to refute the certificate"
+    if failed := [check.id for check in campaign.checks if check.status == "fail"]:
+        return "INCONCLUSIVE", f"the campaign failed its own checks ({', '.join(failed)}), so its silence means little"
+    gaps = f"; {len(contradictions)} float gaps are listed" if contradictions else ""
+    return "NOT REFUTED", (
+        f"{len(campaign.plan.attacks)} attacks on {int(campaign.clean_correct.sum())} correctly classified samples found no "
+        f"adversarial example inside a certified radius{gaps}"
+    )
+
+
+def _statement(certificate: Certificate) -> str:
+    """The sentence that ISO/IEC 24029-2:2023 asks for: domain, property, criterion, verifier class, arithmetic."""
+    shape = " x ".join(str(n) for n in certificate.input_shape)
+    low, high = certificate.threat.box
+    return (
+        f"Domain: inputs of shape {shape} with entries in [{low:g}, {high:g}], within eps of a sample in {certificate.threat.norm}. "
+        "Property: stability of the predicted class. Criterion: for every input of the domain the class predicted for the "
+        "sample keeps the one largest logit. Verifier: incomplete, deterministic, glass-box. Arithmetic: the claim is about "
+        "the function in real arithmetic; every bound is computed with outward rounding."
+    )
+
+
+def _lipschitz(ledger: Ledger) -> float | None:
+    """The bound from the threat's norm to the logits in l2, or None beyond float64."""
+    bound = next(step.bound for step in ledger.steps if step.node == ledger.output)
+    gain = bound.within(bound.axes).gain.to_float()
+    return gain if np.isfinite(gain) else None
+
+
+def _row(step: Step, norm: str) -> LedgerRow:
+    axes = step.bound.axes if norm == "l2" else frozenset[int]()
+    reach = step.bound.within(axes)
+    size, gain, error = (str(SHOWN.plus(number.value)) for number in (reach.size, reach.gain, reach.error))
+    return LedgerRow(
+        node=step.node,
+        module=step.module,
+        op=step.op,
+        rule=step.rule,
+        why=why(step.rule),
+        norm=norm_name(step.bound.shape, axes),
+        size=size,
+        gain=gain,
+        error=error,
+    )
+
+
+def _own_checks(
+    contradictions: tuple[Contradiction, ...],
+    campaign: Campaign | None,
+    radius: NDArray[np.float64],
+    found: NDArray[np.float64],
+) -> tuple[Check, ...]:
+    """The two checks that need both records: soundness and the gap."""
+    if campaign is None:
+        return ()
+    inside = int((found < radius).sum())
+    broken = np.isfinite(found)
+    gap = f"median {np.median(found[broken] - radius[broken]):.3g} over {int(broken.sum())} broken samples"
+    return (
+        Check(
+            id="EV22",
+            name="no adversarial example inside a certified radius",
+            status="fail" if contradictions else "pass",
+            figure=f"{inside} of {int(broken.sum())} adversarial examples",
+            advice="an example inside a certified radius is evaluated again in float64 and refutes the certificate",
+        ),
+        Check(
+            id="EV23",
+            name="distance between certified radius and smallest attack",
+            status="pass" if broken.any() else "not evaluated",
+            figure=gap if broken.any() else "no sample was broken",
+            advice="the truth lies between the two; a stronger attack or a tighter bound narrows the gap",
+        ),
+    )
+
+
+def _limits(certificate: Certificate, campaign: Campaign | None, gain: NDArray[np.float64]) -> tuple[str, ...]:
+    """What the audit does not show, from its own settings."""
+    limits = [
+        "The certificate is about the function in real arithmetic. This float execution of it: NOT EVALUATED.",
+        f"Only changes of at most eps in {certificate.threat.norm} are covered; a rotation or a blur is not.",
+        f"The figures are about the {certificate.data.count} samples named; the intervals, about where they came from.",
+        "A sample that is not certified need not be vulnerable: the bound is sound and not exact.",
+    ]
+    if campaign is None:
+        limits.append("No attack campaign was run.")
+    else:
+        limits.append("Attacked accuracy is an upper bound: a stronger attack may find more.")
+    if certificate.attention is not None and certificate.attention.decorative:
+        limits.append(
+            "Attention is decorative here: neither uniform attention weights nor removing the branch costs a point."
+        )
+    return tuple(limits)
+
+
+def _files(directory: Path, certificate: Certificate, campaign: Campaign | None) -> tuple[File, ...]:
+    """The digests of what was read; all shards of a campaign share one, over their names and digests in order."""
+    files = [certificate.table]
+    if campaign is not None:
+        folder = directory / "campaign"
+        files += [
+            File(name=f"campaign/{name}", sha256=digest_file(folder / name))
+            for name in ("plan.json", "checks.json")
+            if (folder / name).is_file()
+        ]
+        shards = sorted((folder / "shards").glob("*.parquet"))
+        lines = "".join(f"{path.name} {digest_file(path)}\n" for path in shards)
+        files.append(File(name="campaign/shards", sha256=digest(lines.encode())))
+    return tuple(files)

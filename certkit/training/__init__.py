@@ -1,0 +1,1 @@
+"""Training of Lipschitz networks: Muon, constraints on every weight, and the loop."""

@@ -1,0 +1,387 @@
+"""The page is a pure, safe and honest rendering of the audit: checked on its text, without a browser."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from decimal import Decimal
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from certkit.errors import RecordError, one_line
+from certkit.records import Audit, Sample, Verdict, canonical, save
+from certkit.reports import render, report
+from certkit.reports.figures import curve, stairs
+from certkit.reports.findings import FEWEST_ROWS, MOST_ROWS, Findings, commands
+from certkit.reports.page import SECTIONS
+from tests.audits import example_audit
+from tests.hostile import PAYLOADS, at, poisoned
+from tests.pages import Page
+
+EVERY_VERDICT = pytest.mark.parametrize("verdict", get_args(Verdict))
+
+
+@functools.cache
+def page_of(verdict: Verdict) -> str:
+    return render(example_audit(40, verdict))
+
+
+def audit_with(**changes: Any) -> Audit:
+    return example_audit(8).model_copy(update=changes)
+
+
+# What the page says
+
+
+@EVERY_VERDICT
+def test_the_verdict_comes_first_in_word_shape_and_colour(verdict: Verdict) -> None:
+    html = page_of(verdict)
+    heading = re.search(r"<h1[^>]*>(.*?)</h1>", html, re.DOTALL)
+    assert heading
+    assert heading[1] == (f'<svg><use href="#g-{verdict.replace(" ", "-")}"/></svg><span>{verdict}</span>')
+    assert f'<div class="verdict {verdict.replace(" ", "-")}">' in html
+    assert html.index("<h1") < html.index("<h2")
+
+
+@EVERY_VERDICT
+def test_every_section_is_there_under_its_anchor(verdict: Verdict) -> None:
+    audit = example_audit(40, verdict)
+    found = re.findall(r'<section id="([\w-]+)"', render(audit))
+    assert found == [part.id for part in SECTIONS if part.id != "contradictions" or audit.contradictions]
+
+
+def test_the_page_never_says_safe() -> None:
+    for verdict in get_args(Verdict):
+        assert not re.search(r"\bsafe\b", Page(page_of(verdict)).text, re.IGNORECASE)
+
+
+def test_a_share_is_never_shown_without_its_count_and_interval() -> None:
+    assert "354/360 = 98.3 % [96.4, 99.4]" in Page(render(example_audit())).text
+
+
+def test_a_contradiction_is_named_with_its_file_and_the_way_to_replay_it() -> None:
+    audit = example_audit(verdict="REFUTED")
+    text = Page(render(audit)).text
+    assert audit.contradictions[0].example.name in text
+    assert audit.contradictions[0].example.sha256 in text
+    assert "To replay one: compare the file with its digest, load it, measure its L2 distance" in text
+    assert "read none of its figures on this page as proved" in text
+    assert "Claimed at L2 0.25" in text
+    assert "proved to stay so" not in text
+
+
+def test_decorative_attention_is_said_to_be_decorative() -> None:
+    assert "Attention is decorative here" in render(example_audit(40, decorative=True))
+    assert "decorative" not in Page(page_of("NOT REFUTED")).text
+
+
+def test_what_was_not_evaluated_is_said_to_be_so_and_no_number_stands_in_for_it() -> None:
+    page = Page(render(example_audit(40, "NOT EVALUATED")))
+    assert "nothing has tried to refute it" in page.text
+    assert "No evaluation check ran." in page.text
+    assert not [path for path in page.data if ".attacked" in path or path == "median_distance"]
+
+
+def test_an_unfinished_campaign_says_how_much_of_its_plan_ran() -> None:
+    assert "Of 16 planned units 11 ran." in Page(render(example_audit(40, "INCONCLUSIVE"))).text
+
+
+def test_beyond_the_most_rows_the_smallest_gaps_are_shown_and_the_rest_is_counted() -> None:
+    audit = example_audit(MOST_ROWS + 1)
+    found = Findings.of(audit)
+    gaps = sorted(s.distance - s.radius for s in audit.samples if s.distance is not None)
+    assert [row.gap for row in found.rows] == gaps[:FEWEST_ROWS]
+    assert found.omitted == MOST_ROWS + 1 - FEWEST_ROWS
+    assert f"The {FEWEST_ROWS} samples with the smallest gap between proof and attack" in render(audit)
+
+
+def test_up_to_the_most_rows_every_sample_has_its_row() -> None:
+    assert render(example_audit(MOST_ROWS)).count('<tr id="s') == MOST_ROWS
+
+
+@pytest.mark.parametrize(
+    ("sample", "standing"),
+    [
+        (Sample(index=0, label=1, predicted=1, margin=1, radius=0.25, distance=None, attack=None), "certified"),
+        (Sample(index=0, label=1, predicted=1, margin=1, radius=0.2, distance=0.25, attack="DDN"), "broken"),
+        (Sample(index=0, label=1, predicted=1, margin=1, radius=0.2, distance=0.3, attack="DDN"), "open"),
+        (Sample(index=0, label=1, predicted=1, margin=1, radius=0.2, distance=None, attack=None), "open"),
+        (Sample(index=0, label=1, predicted=2, margin=-1, radius=0.0, distance=None, attack=None), "misclassified"),
+        (Sample(index=0, label=1, predicted=1, margin=1, radius=0.9, distance=0.8, attack="DDN"), "contradicted"),
+    ],
+)
+def test_a_sample_stands_where_its_radius_and_its_smallest_attack_put_it(sample: Sample, standing: str) -> None:
+    (row,) = Findings.of(audit_with(samples=(sample,))).rows
+    assert row.standing == standing
+
+
+def test_the_commands_to_reproduce_quote_what_a_shell_would_run() -> None:
+    audit = audit_with(data=example_audit(8).data.model_copy(update={"name": "x; rm -rf ~"}))
+    assert commands(audit)[1] == (
+        "certkit audit CHECKPOINT --data 'x; rm -rf ~' --split test --limit 8 --norm l2 --eps 0.1,0.25,0.5,1.0"
+        " --suite standard --seed 0 --device cpu --threads 2 --out DIR"
+    )
+
+
+def test_a_record_with_nothing_to_draw_makes_a_page_that_says_so() -> None:
+    html = render(audit_with(curve=(), samples=(), ledger=(), checks=(), attention=None, assumptions=(), limits=()))
+    for sentence in (
+        "The record holds no radius above 0 that can be drawn.",
+        "No attack succeeded on a correctly classified sample.",
+        "No correctly classified sample has a certified radius above 0.",
+        "The record holds no ledger.",
+        "No attention was taken out of this network to see what it is worth.",
+        "No evaluation check ran.",
+    ):
+        assert sentence in html
+
+
+@pytest.mark.parametrize("radius", [0.0, 5e-324, 1e-200, 1.7e308])
+def test_numbers_at_the_edge_of_float64_make_a_page(radius: float) -> None:
+    rows = tuple(
+        sample.model_copy(update={"radius": radius, "distance": radius}) for sample in example_audit(8).samples
+    )
+    assert repr(radius) in render(audit_with(samples=rows, median_radius=radius, median_distance=radius))
+
+
+@pytest.mark.parametrize(
+    "text", ["1E+400", "9.99999E+999999999999999999", "NaN", "-Infinity", "", "not a number", "1e-9999"]
+)
+def test_a_ledger_may_hold_any_text_for_a_number(text: str) -> None:
+    step = example_audit(8).ledger[0].model_copy(update={"gain": text, "size": text, "error": text})
+    assert f'<data value="{text}" data-path="ledger.0.gain">' in render(audit_with(ledger=(step,)))
+
+
+# Numbers
+
+
+@EVERY_VERDICT
+def test_every_number_shown_is_the_records_own(verdict: Verdict) -> None:
+    audit = example_audit(60, verdict)
+    plain = json.loads(canonical(audit))
+    shown = {path: found for path, found in Page(render(audit)).data.items() if path}
+    for path, found in shown.items():
+        value = at(plain, [int(key) if key.isdigit() else key for key in path.split(".")])
+        assert {given for given, _ in found} == {str(value)}, path
+    assert {
+        "clean.count",
+        "clean.low",
+        "median_radius",
+        "lipschitz",
+        "curve.1.certified.high",
+        "ledger.3.gain",
+    } <= shown.keys()
+
+
+def test_radii_are_shown_rounded_down_and_distances_up() -> None:
+    audit = example_audit(60)
+    rows = re.findall(r'<tr id="s(\d+)">(.*?)</tr>', render(audit))
+    assert len(rows) == 60
+    for index, row in rows:
+        sample = audit.samples[int(index)]
+        (_, margin, radius, *rest) = [
+            (Decimal(v), Decimal(t)) for v, t in re.findall(r'<data value="([^"]+)">([^<]+)<', row)
+        ]
+        assert margin[1] <= margin[0] == Decimal(repr(sample.margin))
+        assert radius[1] <= radius[0] == Decimal(repr(sample.radius))
+        assert all(text >= value for value, text in rest)
+        assert len(rest) == (0 if sample.distance is None else 2)
+
+
+def test_the_drawn_curves_never_claim_more_than_the_samples_give() -> None:
+    audit = example_audit(200)
+    ends, certified, attacked = stairs(audit, treads=17)
+    correct = [sample for sample in audit.samples if sample.label == sample.predicted]
+    for step in range(17):
+        for part in (0.0, 0.5, 0.999):
+            r = ends[step] + part * (ends[step + 1] - ends[step])
+            assert certified[step] <= sum(s.radius >= r for s in correct) / 200
+            assert attacked[step] >= sum(s.distance is None or s.distance > r for s in correct) / 200
+
+
+def test_without_every_sample_the_curves_are_stairs_between_the_radii_asked_for() -> None:
+    audit = example_audit(200)
+    ends, certified, attacked = stairs(audit.model_copy(update={"samples": audit.samples[:50]}), treads=17)
+    assert ends == [0.0, 0.1, 0.25, 0.5, 1.0]
+    assert certified[:4] == [point.certified.count / 200 for point in audit.curve]
+    assert attacked[:4] == [audit.clean.count / 200, *(point.attacked.count / 200 for point in audit.curve[:3])]
+
+
+# Safety
+
+
+@pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS.keys())
+def test_no_string_of_a_record_becomes_markup(payload: str) -> None:
+    audit, fields = poisoned(payload)
+    assert fields > 40
+    html = render(audit)
+    clean = Page(render(example_audit(4, "REFUTED"))).shape() | {("wbr", ())}
+    page = Page(html)
+    assert page.shape() <= clean
+    assert one_line(payload) in page.text
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    links = [value for _, attributes in page.elements for name, value in attributes.items() if name in {"href", "src"}]
+    assert all(link is not None and link.startswith("#") for link in links)
+    assert all(c == "\n" or c.isprintable() for c in html), "control or direction characters stand in the page"
+
+
+@pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS.keys())
+def test_the_embedded_record_reads_back_as_the_audit(payload: str) -> None:
+    audit, _ = poisoned(payload)
+    block = re.search(r'<script type="application/json" id="audit">([^<]*)</script>', render(audit))
+    assert block
+    assert Audit.model_validate_json(block[1]) == audit
+
+
+def test_the_policy_names_exactly_the_style_and_the_script_of_the_page() -> None:
+    html = render(example_audit(4))
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
+    assert policy
+    (style,) = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digests = [
+        "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)
+    ]
+    assert policy[1].replace("&#39;", "'") == (
+        f"default-src 'none'; style-src '{digests[0]}'; script-src '{digests[1]}'; "
+        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'"
+    )
+
+
+@EVERY_VERDICT
+def test_the_page_fetches_nothing_and_styles_nothing_in_attributes(verdict: Verdict) -> None:
+    html = page_of(verdict)
+    assert not re.search(r"https?:|\bsrc=|@import|url\((?!#)|<link|<iframe|<img", html)
+    assert not [tag for tag, attributes in Page(html).elements if "style" in attributes]
+
+
+TEMPLATES = sorted(path.name for path in files("certkit.templates").iterdir() if path.name.endswith(".j2"))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_vouches_for_nothing_and_quotes_every_attribute(name: str) -> None:
+    text = (files("certkit.templates") / name).read_text()
+    assert not re.search(r"\|\s*safe\b|Markup|autoescape|xmlattr|{%-?\s*raw", text)
+    markup = re.sub(r"{#.*?#}|{%.*?%}", "", text, flags=re.DOTALL)
+    for tag in re.findall(r"<[a-zA-Z][^<>]*>", re.sub(r"{{.*?}}", "x", markup, flags=re.DOTALL)):
+        assert not re.search(r"=(?![\"'])", re.sub(r'"[^"]*"', '""', tag)), tag
+
+
+def test_every_section_has_its_template_and_every_template_its_use() -> None:
+    assert {part.template for part in SECTIONS} | {"report.html.j2", "show.html.j2"} == set(TEMPLATES)
+
+
+def test_markup_is_vouched_for_in_one_module_only() -> None:
+    modules = {path.name: path.read_text() for path in files("certkit.reports").iterdir() if path.name.endswith(".py")}
+    assert [name for name, text in modules.items() if "Markup" in text] == ["page.py"]
+
+
+@EVERY_VERDICT
+def test_tables_and_figures_can_be_read_aloud(verdict: Verdict) -> None:
+    html = page_of(verdict)
+    tables = re.findall(r"<table.*?</table>", html, re.DOTALL)
+    assert tables
+    for table in tables:
+        assert "<caption>" in table
+        assert all('scope="' in head for head in re.findall(r"<th\b[^>]*>", table))
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    named = re.findall(r'aria-labelledby="([^"]+)"', html)
+    assert {name for names in named for name in names.split()} <= set(ids)
+    assert {link[1:] for link in re.findall(r'href="(#[^"]*)"', html)} <= set(ids)
+    assert html.startswith('<!DOCTYPE html>\n<html lang="en">')
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("theme", [0, 1, 2], ids=["light", "dark", "print"])
+def test_every_text_colour_meets_wcag_aa_on_every_ground(theme: int) -> None:
+    css = (files("certkit.templates") / "report.css").read_text()
+    block = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[theme]
+    colours = {
+        name: value if len(value) == 7 else "#" + "".join(2 * c for c in value[1:])
+        for name, value in re.findall(r"--([\w-]+): (#\w+);", block)
+    }
+    for text in ("ink", "muted", "certified", "attacked", "pass", "flag", "fail", "accent"):
+        for ground in ("paper", "wash"):
+            high, low = sorted((luminance(colours[text]), luminance(colours[ground])), reverse=True)
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)
+
+
+# Bytes
+
+
+def test_the_same_audit_gives_the_same_bytes_in_another_process_with_other_settings(tmp_path: Path) -> None:
+    audit = example_audit(60, "REFUTED")
+    save(audit, tmp_path / "audit.json")
+    (tmp_path / "matplotlibrc").write_text("font.size: 31\nsvg.fonttype: path\naxes.facecolor: red\n")
+    code = "from pathlib import Path; from certkit.reports import report; report(Path('.'))"
+    environment = {
+        **os.environ,
+        "PYTHONHASHSEED": "7",
+        "MATPLOTLIBRC": str(tmp_path),
+        "LC_ALL": "C",
+        "TZ": "Asia/Tokyo",
+    }
+    subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == render(audit)
+
+
+def test_making_a_report_loads_no_torch(tmp_path: Path) -> None:
+    save(example_audit(8), tmp_path / "audit.json")
+    code = (
+        "import sys; from pathlib import Path; from certkit.reports import report; report(Path('.'));"
+        "assert not {'torch', 'foolbox', 'scipy', 'pyarrow'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, check=True)
+
+
+def test_two_thousand_samples_fit_in_one_and_a_half_megabytes() -> None:
+    assert len(render(example_audit(2_000)).encode()) < 1.5e6
+
+
+def test_a_figure_of_many_samples_is_no_larger_than_one_of_few() -> None:
+    few, many = (curve(example_audit(n), "curve", (940, 360)) for n in (200, 2_000))
+    assert few is not None
+    assert many is not None
+    assert len(many) < 1.5 * len(few)
+
+
+# Files
+
+
+def test_the_report_is_written_beside_the_audit_or_where_it_is_asked_for(tmp_path: Path) -> None:
+    audit = example_audit(8)
+    save(audit, tmp_path / "audit.json")
+    assert report(tmp_path) == tmp_path / "report.html"
+    assert report(tmp_path, out=tmp_path / "deep" / "page.html") == tmp_path / "deep" / "page.html"
+    assert (tmp_path / "report.html").read_text() == (tmp_path / "deep" / "page.html").read_text() == render(audit)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["audit.json", "deep", "report.html"]
+
+
+def test_a_folder_without_an_audit_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(RecordError) as caught:
+        report(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: no audit.json here; expected a folder that certkit audit wrote"
+
+
+def test_a_malformed_audit_is_refused_and_the_old_page_stays(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("the page before")
+    broken = json.loads(canonical(example_audit(8))) | {"verdict": "SAFE"}
+    (tmp_path / "audit.json").write_text(json.dumps(broken))
+    with pytest.raises(RecordError, match=r"audit\.json: verdict: Input should be 'REFUTED', 'NOT REFUTED'"):
+        report(tmp_path)
+    assert (tmp_path / "report.html").read_text() == "the page before"
