@@ -1,6 +1,6 @@
 """certkit.attacks: the strongest honest attempt to refute a certificate, as a campaign that resumes.
 
-``attack(model, data, ...)`` is the job; it is imported when first used, so that ``import certkit.attacks`` loads no torch.
+``attack(model, data, ...)`` is the job; it is imported when first used: ``import certkit.attacks`` loads no torch.
 
     suites      which attacks, in which order, with which budget     a table
     draws       every random start, one generator per sample         seeds

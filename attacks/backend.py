@@ -39,7 +39,7 @@ class Duel(nn.Module):
     """The label against one rival alone, whatever the library's loss: the k-th strongest at the input, or at each point
     the strongest there.
 
-    Cross-entropy pulls towards all wrong classes at once, and so misses the nearest when it is not the likeliest; and it
+    Cross-entropy pulls towards all wrong classes at once, and misses the nearest when it is not the likeliest; and it
     has no gradient left where the model is confident. Here the label has logit 0 and the rival margin / |margin|: the
     cross-entropy's gradient has the direction of the margin's and never vanishes with it.
     """
@@ -100,7 +100,7 @@ class Foolbox:
         return found.detach()
 
     def _under(self, loss: str, x: Tensor, labels: Tensor) -> nn.Module:
-        """The model under which the library's loss is the one asked for: ``library`` itself, ``margin`` or ``rival k``."""
+        """The model under which the library's loss is the one asked for: ``library``, ``margin`` or ``rival k``."""
         if loss == "library":
             return self.classifier
         rank = None if loss == "margin" else int(loss.removeprefix("rival "))

@@ -64,8 +64,8 @@ class Classifier(nn.Module):
         """The prediction on each sample by itself, one forward each: what a campaign records.
 
         A sum in floating point depends on how its terms are grouped, and so a logit on the batch around it. Alone, a
-        stored example can be replayed by anyone, with whatever block size; and the certificate's program, too, takes one
-        sample at a time.
+        stored example can be replayed by anyone, with whatever block size; and the certificate's program, too, takes
+        one sample at a time.
         """
         one = [self.batch(images[row : row + 1], labels[row : row + 1]) for row in range(len(images))]
         return np.concatenate(one) if one else np.zeros(0, np.int64)

@@ -186,8 +186,8 @@ def _labels_fit(labels: Any, index: Any, classes: int) -> None:
     outside = (labels < 0) | (labels >= classes)
     if outside.any():
         raise DataError(
-            f"label {int(labels[outside][0])} of sample {int(index[outside][0])} is none of the model's {classes} classes; "
-            f"expected 0 to {classes - 1}"
+            f"label {int(labels[outside][0])} of sample {int(index[outside][0])} is none of the model's {classes} "
+            f"classes; expected 0 to {classes - 1}"
         )
 
 

@@ -147,11 +147,18 @@ class Ablation(Record):
 
 
 class Attention(Record):
-    """What attention is worth in this network: ablations and the largest spread of logits within one row."""
+    """What attention is worth in this network.
+
+    The spreads are the largest difference of two logits in one row: of the whole logit, and of the part q·k that looks at
+    the input. ``decorative``: neither uniform weights nor removing the branch costs a point of clean or certified
+    accuracy. ``looks_at_content``: freezing the weights at their mean costs a point.
+    """
 
     ablations: tuple[Ablation, ...]
     largest_logit_spread: Annotated[float, Field(ge=0)]
+    largest_content_spread: Annotated[float, Field(ge=0)]
     decorative: bool
+    looks_at_content: bool
 
 
 class Agreement(Record):

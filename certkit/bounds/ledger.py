@@ -229,7 +229,7 @@ def _bound(value: object) -> Bound:
     ends = found["range"]
     interval = None
     if ends is not None:
-        low, high = (_text(end, "range") for end in _list(ends, "range"))
+        low, high = (_digits(end, "range") for end in _list(ends, "range"))
         interval = Interval.of(low, high)
     return Bound(shape, norms, interval)
 
@@ -258,10 +258,14 @@ def _integer(value: object, name: str) -> int:
     return value
 
 
-def _number(value: object, name: str) -> Up:
+def _digits(value: object, name: str) -> str:
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         raise RecordError(f"ledger: {one_line(name)} must be a decimal text of at most {MAX_TEXT} characters")
-    return Up.of(value)
+    return value
+
+
+def _number(value: object, name: str) -> Up:
+    return Up.of(_digits(value, name))
 
 
 def _matrix(value: object, name: str) -> Matrix | None:
@@ -283,6 +287,8 @@ def main(arguments: Sequence[str]) -> int:
         stated = value.get("pair_gain")
         if stated != [[number.to_float() for number in row] for row in ledger.pairs.gain]:
             raise RuleViolation("pair_gain is not what the ledger proves")
+        if value.get("pair_error") != ledger.pairs.error.to_float():
+            raise RuleViolation("pair_error is not what the ledger proves")
     except (OSError, ValueError, RecursionError) as error:
         print(f"{one_line(arguments[0])}: {one_line(error)}", file=sys.stderr)
         return 2

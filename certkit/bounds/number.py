@@ -22,8 +22,8 @@ _EXACT = Context(prec=1100, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=_TRAPS)  # a flo
 def _decimal(value: float | Decimal | str) -> Decimal:
     """The exact decimal value; NaN and infinity are refused with ValueError."""
     try:
-        exact = _EXACT.create_decimal(value)
-    except InvalidOperation:
+        exact = Decimal(value)  # the constructor never rounds, whatever the context
+    except (InvalidOperation, TypeError):
         raise ValueError(f"{value!r} is not a number") from None
     if not exact.is_finite():
         raise ValueError(f"{value!r} is not finite")

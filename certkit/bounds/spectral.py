@@ -74,10 +74,11 @@ def spectral_norm(matrix: Array) -> float:
     """The largest singular value as a proved upper bound, tight to about 1e-13 (1e-10 at width 1000).
 
     With P = fl(A'A) and M = fl(s²I − P): if LAPACK's Cholesky of M runs through, then
-        |A|² <= s² + g/(1−g) tr(M) + gamma_m |A|_F² + 2u (s² + max P_ii),   g = gamma_{n+1},
-    as R'R = M + dM with |dM| <= g |R'||R| and |R|_F² <= tr(M)/(1−g) (Higham, ASNA 2nd ed., Theorems 10.3 and 10.5;
-    the idea is Rump's, BIT 46:433, 2006). The guess s comes from LAPACK's eigenvalues and need not be right: where
-    Cholesky stops, s grows. Raises Refusal for a weight that is not finite.
+        |A|² <= s² + g/(1−g) tr(M) + gamma_m |A|_F² + 2u (s² + max P_ii),   g = gamma_{n+3},
+    as R'R = M + dM with |dM| <= g |R'||R| and |R|_F² <= tr(M)/(1−g) (Higham, ASNA 2nd ed., Theorems 10.3 and 10.5, with
+    n + 1; two more for libraries that multiply by a rounded reciprocal of the pivot; the idea is Rump's, BIT 46:433,
+    2006). The guess s comes from LAPACK's eigenvalues and need not be right: where Cholesky stops, s grows. Raises
+    Refusal for a weight that is not finite.
     """
     if matrix.ndim != 2:
         raise ValueError(f"a spectral norm is taken of a matrix, got shape {matrix.shape}")
@@ -96,10 +97,10 @@ def spectral_norm(matrix: Array) -> float:
         guess = float(scipy.linalg.eigvalsh(gram, subset_by_index=[columns - 1, columns - 1], check_finite=False)[0])
     except scipy.linalg.LinAlgError:
         guess = diagonal
-    g = _gamma(columns + 1)
+    g = _gamma(columns + 3)
     slack = 1e-14
     for _ in range(TRIES):
-        square = max(guess, diagonal) * (1 + slack)
+        square = max(diagonal, guess) * (1 + slack)  # in this order a guess of NaN is dropped
         shifted = square * np.eye(columns) - gram
         _, info = scipy.linalg.lapack.dpotrf(shifted, lower=1, overwrite_a=0, clean=0)
         if info == 0:
@@ -127,12 +128,11 @@ def absolute_norm(matrix: Array) -> float:
 
 def row_differences(matrix: Array) -> tuple[Array, Array]:
     """|W_i − W_j| for all pairs of rows, in l2 and in l1, as upper bounds; the rounding of the difference is added."""
-    difference = np.abs(matrix[:, None, :] - matrix[None, :, :])
-    difference = np.nextafter(difference * (1 + 2 * U), np.inf)
-    classes = len(matrix)
-    flat = difference.reshape(classes * classes, -1)
-    l2 = euclidean(flat, axis=1).reshape(classes, classes)
-    l1 = absolute_sums(flat, axis=1).reshape(classes, classes)
+    l2 = np.empty((len(matrix), len(matrix)))
+    l1 = np.empty_like(l2)
+    for i, row in enumerate(matrix):  # all pairs at once would take classes² times the width in memory
+        difference = np.nextafter(np.abs(matrix - row) * (1 + 2 * U), np.inf)
+        l2[i], l1[i] = euclidean(difference, axis=1), absolute_sums(difference, axis=1)
     np.fill_diagonal(l2, 0.0)
     np.fill_diagonal(l1, 0.0)
     return l2, l1

@@ -186,9 +186,12 @@ def _attention(
     nodes = attention_nodes(program)
     if not nodes:
         return None
-    means, spread = attention_statistics(program, data.images)
-    uniform = {name: (mean > 0) / (mean > 0).sum(-1, keepdim=True).clamp(min=1) for name, mean in means.items()}
-    variants = {"uniform": uniform, "removed": {n: torch.zeros_like(w) for n, w in means.items()}, "frozen": means}
+    seen = attention_statistics(program, data.images)
+    variants = {
+        "uniform": {n: (mean > 0) / (mean > 0).sum(-1, keepdim=True).clamp(min=1) for n, mean in seen.weights.items()},
+        "removed": {n: torch.zeros_like(mean) for n, mean in seen.weights.items()},
+        "frozen": seen.weights,
+    }
     total = len(data.labels)
     kept = certified_counts(table, threat, gain, error)
     found = []
@@ -210,10 +213,16 @@ def _attention(
         )
     clean = int(table.correct.sum())
 
-    def costs(ablation: Ablation) -> bool:
+    def costs(name: str) -> bool:
+        (ablation,) = (a for a in found if a.name == name)
         pairs = [(clean, ablation.clean.count)]
         pairs += [(a.certified.count, b.certified.count) for a, b in zip(kept, ablation.certified, strict=True)]
         return any(before - after >= A_POINT * total for before, after in pairs)
 
-    decorative = not any(costs(ablation) for ablation in found if ablation.name != "frozen")
-    return Attention(ablations=tuple(found), largest_logit_spread=spread, decorative=decorative)
+    return Attention(
+        ablations=tuple(found),
+        largest_logit_spread=seen.spread,
+        largest_content_spread=seen.content_spread,
+        decorative=not (costs("uniform") or costs("removed")),
+        looks_at_content=costs("frozen"),
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,10 +30,11 @@ def allowed(mask: Tensor) -> Tensor:
     return mask if mask.dtype is torch.bool else mask > MASKED
 
 
-def attention_scores(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
-    """scale · Q K' + mask, with −inf for keys that are left out."""
-    factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    scores = (q @ k.transpose(-2, -1)) * factor
+Watch = dict[str, tuple[Tensor, Tensor]]  # by node name: the logits q·k, and those with the mask
+
+
+def masked(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """Scores with an additive mask, −inf for keys that are left out."""
     if is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
     if mask is None:
@@ -42,14 +44,15 @@ def attention_scores(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool,
     return scores.masked_fill(~allowed(mask), -math.inf)
 
 
-def run(program: Program, x: Tensor, attend: Attend | None = None, watch: dict[str, Tensor] | None = None) -> Tensor:
-    """The logits of one sample (batch axis of 1) in float64. ``watch`` receives each attention's scores by node name."""
+def run(program: Program, x: Tensor, attend: Attend | None = None, watch: Watch | None = None) -> Tensor:
+    """The logits of one sample (batch axis of 1) in float64. ``watch`` receives what each attention computes."""
 
     def attention(node: Node, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
                   is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False) -> Tensor:  # fmt: skip
-        scores = attention_scores(q, k, attn_mask, is_causal, scale)
+        content = (q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
+        scores = masked(content, attn_mask, is_causal)
         if watch is not None:
-            watch[node.name] = scores
+            watch[node.name] = (content, scores)
         weights = torch.softmax(scores, dim=-1)
         return (weights if attend is None else attend(node, weights)) @ v
 
@@ -87,22 +90,40 @@ def attention_nodes(program: Program) -> list[Node]:
     return [node for node in program.nodes if node.target is aten.scaled_dot_product_attention.default]
 
 
-def attention_statistics(program: Program, images: Tensor) -> tuple[dict[str, Tensor], float]:
-    """Per attention the mean softmax weights over the images, and the largest spread of scores within one row."""
-    totals: dict[str, Tensor] = {}
-    spread = 0.0
+@dataclass(slots=True)
+class Statistics:
+    """Per attention the mean softmax weights over some images; over all, the largest spread of logits within one row.
 
-    def one(image: Tensor) -> dict[str, Tensor]:
-        scores: dict[str, Tensor] = {}
-        run(program, image.unsqueeze(0), watch=scores)
-        return scores
+    ``content_spread`` leaves the constant mask out: it is what the input itself can tell two keys apart by.
+    """
+
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    spread: float = 0.0
+    content_spread: float = 0.0
+
+
+def attention_statistics(program: Program, images: Tensor) -> Statistics:
+    """Run the images through the graph in float64 and watch its attention."""
+    found = Statistics()
+
+    def one(image: Tensor) -> Watch:
+        seen: Watch = {}
+        run(program, image.unsqueeze(0), watch=seen)
+        return seen
 
     with torch.no_grad():
         for piece in torch.split(images.cpu(), CHUNK):
-            for name, scores in torch.func.vmap(one)(piece.to(torch.float64)).items():
-                weights = torch.softmax(scores, dim=-1).sum(0)
-                totals[name] = totals[name] + weights if name in totals else weights
-                visible = scores.masked_fill(torch.isinf(scores), math.nan)
-                low = torch.nan_to_num(visible, nan=math.inf).amin(-1)
-                spread = max(spread, float((scores.amax(-1) - low).max()))
-    return {name: total / len(images) for name, total in totals.items()}, spread
+            for name, (content, scores) in torch.func.vmap(one)(piece.to(torch.float64)).items():
+                weights = torch.softmax(scores, dim=-1).sum(0) / len(images)
+                found.weights[name] = found.weights[name] + weights if name in found.weights else weights
+                visible = ~torch.isinf(scores)
+                found.spread = max(found.spread, _spread(scores, visible))
+                found.content_spread = max(found.content_spread, _spread(content, visible))
+    return found
+
+
+def _spread(scores: Tensor, visible: Tensor) -> float:
+    """The largest difference of two visible scores in one row."""
+    high = scores.masked_fill(~visible, -math.inf).amax(-1)
+    low = scores.masked_fill(~visible, math.inf).amin(-1)
+    return float((high - low).max())

@@ -14,9 +14,9 @@ from certkit.bounds.number import Up
 from certkit.bounds.spectral import absolute_sums, largest, row_differences, up
 from certkit.engine.execute import aten
 from certkit.engine.operators import argument, read
-from certkit.engine.program import Program
+from certkit.engine.program import Program, check_values
 from certkit.engine.reading import Graph, Reading, array
-from certkit.errors import Refusal
+from certkit.errors import RecordError, Refusal
 
 MAX_PAIRED_CLASSES = 100  # beyond, a matrix of pair norms would outgrow the certificate
 
@@ -48,12 +48,16 @@ class Interpreter:
         for node in self.program.nodes:
             weights = (fixed or {}).get(node.name)
             reading = read(node, graph) if weights is None else fixed_reading(node, graph, weights)
+            check_values(node, self.program.dtype)
             graph.step(reading.rule, node, reading.inputs, reading.attributes, reading.evidence)
         return Ledger(arithmetic, tuple(graph.steps), self.program.output.name, self._pairs(graph))
 
     def _pairs(self, graph: Graph) -> Pairs:
         node, l2, l1 = self._head(graph)
-        gain, error = pair_gains(graph.bounds[node.name], graph.bounds[self.program.output.name], l2, l1)
+        try:
+            gain, error = pair_gains(graph.bounds[node.name], graph.bounds[self.program.output.name], l2, l1)
+        except RecordError as problem:
+            raise Refusal(str(problem)) from None
         return Pairs(node.name, l2, l1, gain, error)
 
     def _head(self, graph: Graph) -> tuple[Node, Matrix | None, Matrix | None]:

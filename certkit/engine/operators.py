@@ -26,7 +26,7 @@ from certkit.bounds.spectral import (
     spectral_norm,
     up,
 )
-from certkit.engine.execute import allowed
+from certkit.engine.execute import MASKED, allowed
 from certkit.engine.program import REMEDY, module_path, operator_name
 from certkit.engine.reading import Graph, Reading, array
 from certkit.errors import NoRule, Refusal, suggestion
@@ -70,6 +70,11 @@ def linear(node: Node, graph: Graph) -> Reading:
         raise Refusal(f"{module_path(node)}: a linear map whose weight depends on the input has no rule")
     w = array(graph.constants[weight])
     b = array(graph.constants[bias]) if bias is not None else None
+    if len(graph.shape(x)) < 2 or w.ndim != 2 or (b is not None and b.shape != w.shape[:1]):
+        raise Refusal(
+            f"{module_path(node)}: {operator_name(node)} of {graph.shape(x)} with weight {w.shape} and bias "
+            f"{None if b is None else b.shape} has no rule; expected weight (outputs, inputs) and bias (outputs,)"
+        )
     evidence = graph.measured(
         ("linear", weight.name),
         lambda: {
@@ -154,6 +159,8 @@ def mean(node: Node, graph: Graph) -> Reading:
     if not averaged:
         raise Refusal(f"{module_path(node)}: a mean over the batch axis has no rule; name the axes of one sample")
     axes = sorted({axis % rank for axis in averaged})
+    if 0 in axes:
+        raise Refusal(f"{module_path(node)}: a mean over the batch axis has no rule; name the axes of one sample")
     return graph.reading("mean", node, [x], {"axes": axes}, {})
 
 
@@ -162,9 +169,9 @@ def same(node: Node, graph: Graph) -> Reading:
     return relabelled(node, graph)
 
 
-@reads(aten.dropout.default)
+@reads(aten.dropout.default, aten.native_dropout.default)
 def dropout(node: Node, graph: Graph) -> Reading:
-    if argument(node, 2, "train"):
+    if node.target is aten.native_dropout.default or argument(node, 2, "train"):
         raise Refusal(
             f"{module_path(node)}: dropout is active in the exported graph, so that the output is random; "
             "use nn.Dropout and model.eval(), or pass training=self.training"
@@ -313,9 +320,14 @@ def attention(node: Node, graph: Graph) -> Reading:
     finite = array(torch.where(keep, mask, 0.0))
     # 1/sqrt(d) is rounded twice; its upper bound serves
     factor = up(up(1.0 / math.sqrt(graph.shape(q)[-1]))) if scale is None else abs(float(scale))
-    score = largest_score(graph.bounds[graph.name(q)], graph.bounds[graph.name(k)], Up.of(factor)).to_float()
-    columns, rest = softmax_mass(finite, keep.numpy(), score)
-    evidence = {
+    score = largest_score(graph.bounds[graph.name(q)], graph.bounds[graph.name(k)], Up.of(factor))
+    if score >= Up.of(-MASKED / 10) and mask.dtype is not torch.bool and bool((~keep & torch.isfinite(mask)).any()):
+        raise Refusal(
+            f"{module_path(node)}: scores may reach {score.to_float():.3g}, so that a mask of {MASKED:g} need not leave "
+            "a key out; mask with -inf or a boolean mask"
+        )
+    columns, rest = softmax_mass(finite, keep.numpy(), score.to_float())
+    evidence: dict[str, float | Up] = {
         "scale": factor,
         "mask_size": largest(finite),
         "score": score,
@@ -327,6 +339,8 @@ def attention(node: Node, graph: Graph) -> Reading:
 
 def attention_mask(node: Node, graph: Graph) -> tuple[Tensor, Tensor]:
     """The additive mask in float64 and which keys it leaves in, each (..., queries, keys)."""
+    if any(len(graph.shape(value)) < 3 for value in node.args[:3]):
+        raise Refusal(f"{module_path(node)}: attention needs values of shape (batch, ..., tokens, features)")
     rows, keys = graph.shape(node.args[0])[-2], graph.shape(node.args[1])[-2]
     given = argument(node, 3, "attn_mask")
     if argument(node, 5, "is_causal", False):
@@ -336,5 +350,7 @@ def attention_mask(node: Node, graph: Graph) -> tuple[Tensor, Tensor]:
     if given not in graph.constants:
         raise Refusal(f"{module_path(node)}: an attention mask that depends on the input has no rule")
     mask = graph.constants[given]
+    if bool((torch.isnan(mask) | (mask == math.inf)).any()):
+        raise Refusal(f"{module_path(node)}: an attention mask that holds NaN or +infinity has no defined output")
     mask = mask.expand(*mask.shape[:-2], rows, keys)
     return (torch.zeros(mask.shape, dtype=torch.float64) if mask.dtype is torch.bool else mask), allowed(mask)

@@ -116,6 +116,7 @@ def _program(exported: torch.export.ExportedProgram, dtype: torch.dtype) -> Prog
             reached.add(node)
             dependent.append(node)
         else:
+            _check_repeatable(node)
             with torch.no_grad():
                 native[node] = node.target(
                     *map_arg(node.args, native.__getitem__), **map_arg(node.kwargs, native.__getitem__)
@@ -150,6 +151,37 @@ def _check_operator(node: Node) -> None:
         raise Refusal(
             f"{module_path(node)}: {node.target} changes a tensor in place; certkit refuses what it cannot follow"
         )
+
+
+def check_values(node: Node, dtype: torch.dtype) -> None:
+    """Values that depend on the input are real floating point of at least the model's own precision, and not empty."""
+    value = node.meta.get("val")
+    for piece in value if isinstance(value, (list, tuple)) else [value]:
+        if not isinstance(piece, Tensor):
+            continue
+        if piece.dtype not in (dtype, torch.float64):
+            raise Refusal(
+                f"{module_path(node)}: {operator_name(node)} gives {piece.dtype} in a {dtype} model; that has no rule"
+            )
+        if piece.numel() == 0:
+            raise Refusal(f"{module_path(node)}: {operator_name(node)} gives a value without entries; that has no rule")
+
+
+def _check_repeatable(node: Node) -> None:
+    """A constant must be the same on every run: random operators are refused."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return
+    inactive = {
+        torch.ops.aten.dropout.default: (2, True),
+        torch.ops.aten.scaled_dot_product_attention.default: (4, 0.0),
+    }
+    if node.target in inactive:
+        position, default = inactive[node.target]
+        switch = node.args[position] if len(node.args) > position else default
+        if not switch:
+            return
+    if torch.Tag.nondeterministic_seeded in node.target.tags:
+        raise Refusal(f"{module_path(node)}: {operator_name(node)} is random; a network that draws has no certificate")
 
 
 REMEDY = "replace it by covered operators, or add a rule: docs/rules.md"

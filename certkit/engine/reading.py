@@ -17,7 +17,7 @@ from certkit.bounds.number import Up
 from certkit.bounds.rules import derive
 from certkit.bounds.spectral import euclidean, frobenius, largest
 from certkit.engine.program import Program, module_path, operator_name
-from certkit.errors import Refusal
+from certkit.errors import RecordError, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Reading:
     rule: str
     inputs: list[str]
     attributes: dict[str, Any]
-    evidence: Mapping[str, float]
+    evidence: Mapping[str, float | Up]
 
 
 def array(tensor: Tensor) -> NDArray[np.float64]:
@@ -71,7 +71,7 @@ class Graph:
         return self._cache[key]
 
     def reading(
-        self, rule: str, node: Node, inputs: list[Any], attributes: dict[str, Any], evidence: Mapping[str, float]
+        self, rule: str, node: Node, inputs: list[Any], attributes: dict[str, Any], evidence: Mapping[str, float | Up]
     ) -> Reading:
         """A reading whose inputs all depend on the network's input."""
         return Reading(rule, [self.name(x) for x in inputs], {**self.attributes(node), **attributes}, evidence)
@@ -88,9 +88,12 @@ class Graph:
                     f"{module_path(node)}: {operator_name(node)} broadcasts {self.shape(value)} to {shape}; that has no rule"
                 )
             return self.name(value)
-        held = array(value) if not isinstance(value, Node) and isinstance(value, Tensor) else None
         values = array(self.constants[value]) if isinstance(value, Node) else np.asarray(float(value))
-        full = np.broadcast_to(held if held is not None else values, shape)
+        if values.size == 0:
+            raise Refusal(
+                f"{module_path(node)}: {operator_name(node)} reads a constant without entries; that has no rule"
+            )
+        full = np.broadcast_to(values, shape)
         tokens = euclidean(full.reshape(-1, shape[-1]), axis=1)
         evidence = {"l2": frobenius(np.ascontiguousarray(full)), "token": float(tokens.max()), "linf": largest(full)}
         attributes = {"shape": list(shape), "low": float(full.min()), "high": float(full.max())}
@@ -102,15 +105,18 @@ class Graph:
         node: Node,
         inputs: list[str],
         attributes: dict[str, Any],
-        evidence: Mapping[str, float],
+        evidence: Mapping[str, float | Up],
         suffix: str = "",
     ) -> str:
         """Apply a rule, enter the step into the ledger, and return the name of its value."""
         name = f"{node.name}.{suffix}" if suffix else node.name
-        numbers = {key: Up.of(value) for key, value in evidence.items()}
-        facts = facts_for(self.arithmetic, attributes, numbers)
-        bound = derive(rule, [self.bounds[key] for key in inputs], facts)
         op = operator_name(node) if node.op == "call_function" else node.op
+        try:
+            numbers = {key: Up.of(value) for key, value in evidence.items()}
+            facts = facts_for(self.arithmetic, attributes, numbers)
+            bound = derive(rule, [self.bounds[key] for key in inputs], facts)
+        except (RecordError, ValueError) as error:  # as a rule words it: a constant of NaN, shapes it cannot read
+            raise Refusal(f"{module_path(node)}: {op} has no bound here: {error}") from None
         self.steps.append(Step(name, op, module_path(node), rule, tuple(inputs), attributes, numbers, bound))
         self.bounds[name] = bound
         return name

@@ -37,7 +37,8 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     Runs in the dtype of the input, float32 or better; bfloat16 overshoots 1. A zero matrix stays zero.
     """
     x, tall = _wide(matrix)
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    size: Tensor = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+    x = x / size.clamp_min(torch.finfo(x.dtype).tiny)
     for a, b, c in SIX_STEPS:
         gram = x @ x.mT
         x = a * x + (b * gram + c * (gram @ gram)) @ x

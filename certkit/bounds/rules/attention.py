@@ -81,6 +81,8 @@ def fixed_attention(inputs: Sequence[Bound], facts: Facts) -> Bound:
     (v,) = only(inputs, 1)
     shape = facts.shape()
     last, tokens = len(shape) - 1, len(shape) - 2
+    if tokens < 1 or (*shape[:tokens], shape[last]) != (*v.shape[:tokens], v.shape[last]):
+        raise RecordError(f"fixed attention over {v.shape} cannot give {shape}")
     token, everything = frozenset({last}), frozenset(range(1, len(shape)))
     columns = facts.measured("column_sum").sqrt()
     here, jointly = v.within(token), v.within(everything)

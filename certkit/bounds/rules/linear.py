@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from certkit.bounds.bound import Axes, Bound, Reach, bound, per_norm
 from certkit.bounds.number import ONE, ZERO, Interval, Up, gamma
-from certkit.bounds.rules.registry import Facts, only, rule
+from certkit.bounds.rules.registry import Facts, alone, only, rule
 from certkit.errors import RecordError
 
 
@@ -65,6 +65,8 @@ def linear(inputs: Sequence[Bound], facts: Facts) -> Bound:
     (x,) = only(inputs, 1)
     shape = facts.shape()
     last = len(shape) - 1
+    if last < 1 or shape[:last] != x.shape[:last] or len(shape) != len(x.shape):
+        raise RecordError(f"a linear map of the last axis cannot make {shape} of {x.shape}")
     terms = gamma(x.shape[last] + 1, facts.roundoff)
     lost = facts.smallest * (x.shape[last] + 1)
     output = Bound(shape, {frozenset(): Reach(ZERO, ZERO, ZERO)})  # to count entries of the output
@@ -131,7 +133,7 @@ def add(inputs: Sequence[Bound], facts: Facts) -> Bound:
 @rule("negate")
 def negate(inputs: Sequence[Bound], facts: Facts) -> Bound:
     """A change of sign is an isometry in every norm and is exact."""
-    (x,) = only(inputs, 1)
+    x = alone(inputs, facts)
     minus = Interval(Decimal(-1), Decimal(-1))
     return bound(x.shape, x.norms, x.range * minus if x.range is not None else None)
 
@@ -148,6 +150,8 @@ def mean(inputs: Sequence[Bound], facts: Facts) -> Bound:
     if not averaged or not averaged <= x.axes:
         raise RecordError(f"the averaged axes {sorted(averaged)} are not axes of {x.shape}")
     remaining = [axis for axis in range(len(x.shape)) if keep or axis not in averaged]
+    if shape != tuple(1 if axis in averaged else x.shape[axis] for axis in remaining):
+        raise RecordError(f"the mean of {x.shape} over axes {sorted(averaged)} has not shape {shape}")
     entries = x.count(averaged)
     terms = gamma(entries + 1, facts.roundoff)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from certkit.bounds.bound import Axes, Bound, Reach, bound, per_norm
 from certkit.bounds.number import Interval, Up
 from certkit.bounds.rules.linear import rounded
-from certkit.bounds.rules.registry import Facts, only, rule
+from certkit.bounds.rules.registry import Facts, alone, only, rule
 from certkit.errors import RecordError
 
 # Largest slopes, rounded up in the last digit shown; proved with interval arithmetic in tests/test_constants.py.
@@ -18,14 +18,14 @@ ELEMENTARY_ULPS = 4  # ASSUMPTION, stated in every certificate: exp, erf and tan
 @rule("abs")
 def absolute(inputs: Sequence[Bound], facts: Facts) -> Bound:
     """||a| - |b|| <= |a - b| for every entry; exact in floating point."""
-    (x,) = only(inputs, 1)
+    x = alone(inputs, facts)
     return bound(x.shape, x.norms, _from_zero(x))
 
 
 @rule("relu")
 def relu(inputs: Sequence[Bound], facts: Facts) -> Bound:
     """|relu(a) - relu(b)| <= |a - b| and |relu(a)| <= |a| for every entry; exact in floating point."""
-    (x,) = only(inputs, 1)
+    x = alone(inputs, facts)
     return bound(x.shape, x.norms, _from_zero(x))
 
 
@@ -40,7 +40,7 @@ def gelu(inputs: Sequence[Bound], facts: Facts) -> Bound:
     The slope is largest at sqrt(2) for erf and at 1.41850400879 for tanh. Execution: x * (1 + erf(..)) / 2 is off by a few
     roundings and one elementary function, relative to |x|.
     """
-    (x,) = only(inputs, 1)
+    x = alone(inputs, facts)
     approximate = facts.attributes["approximate"]
     if approximate not in GELU_SLOPE:
         raise RecordError(f"gelu approximates by one of {', '.join(GELU_SLOPE)}, got {approximate!r}")

@@ -80,6 +80,14 @@ def why(name: str) -> str:
     return (RULES[name].__doc__ or "").strip().splitlines()[0]
 
 
+def alone(inputs: Sequence[Bound], facts: Facts) -> Bound:
+    """The one input of a rule whose output has the input's shape."""
+    (x,) = only(inputs, 1)
+    if facts.shape() != x.shape:
+        raise RecordError(f"the rule keeps the shape {x.shape}, but {facts.shape()} is stated")
+    return x
+
+
 def only(inputs: Sequence[Bound], count: int) -> Sequence[Bound]:
     """The inputs, if there are as many as the rule reads."""
     if len(inputs) != count:

@@ -45,6 +45,8 @@ def _check_groups(
         ):
             raise RecordError(f"the groups {groups} do not cover the axes of {shape} once each")
     for old, new in groups:
+        if not old or not new:
+            raise RecordError(f"the groups {groups} pair axes with nothing")
         if math.prod(before[axis] for axis in old) != math.prod(after[axis] for axis in new):
             raise RecordError(f"axes {old} of {before} do not hold as many entries as axes {new} of {after}")
 
@@ -70,7 +72,12 @@ def part(inputs: Sequence[Bound], facts: Facts) -> Bound:
 def join(inputs: Sequence[Bound], facts: Facts) -> Bound:
     """Values laid side by side move together: squares add in l2 over the joined axis, else the largest counts."""
     axis, shape = facts.integer("axis"), facts.shape()
-    if not inputs or axis == 0 or axis >= len(shape) or sum(x.shape[axis] for x in inputs) != shape[axis]:
+    rest = (*shape[:axis], *shape[axis + 1 :])
+    if (
+        not 0 < axis < len(shape)
+        or any((*x.shape[:axis], *x.shape[axis + 1 :]) != rest for x in inputs)
+        or sum(x.shape[axis] for x in inputs) != shape[axis]
+    ):
         raise RecordError(f"the parts do not make up axis {axis} of {shape}")
     norms: dict[Axes, Reach] = {}
     for axes in {

@@ -1,0 +1,223 @@
+"""The audit as a falsifier: what is tampered with is refused, what is wrong is refuted, what is sound stands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+
+import certkit
+from certkit import certified
+from certkit.bounds.bound import Bound, Reach, bound
+from certkit.bounds.rules import RULES
+from certkit.errors import RecordError, RuleViolation, Tampered
+from certkit.records import Certificate, digest_file, load, save
+from tests.networks import labelled_by, linear, samples
+
+EPS = ("0.01", "0.05", "0.1")
+
+
+def full(model: nn.Module, data: Any, out: Path, norm: str = "l2") -> Any:
+    """Certify, attack, audit."""
+    certificate = certkit.certify(model, data, eps=EPS, norm=norm, out=out, threads=1)
+    certkit.attack(model, data, subject=certificate.subject, norm=norm, eps=EPS, out=out)
+    return certkit.audit(out, model=model)
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+    model = linear()
+    out = tmp_path_factory.mktemp("audited")
+    full(model, labelled_by(model, samples()), out)
+    return out, model
+
+
+@pytest.fixture
+def copy(audited: tuple[Path, nn.Module], tmp_path: Path) -> Path:
+    shutil.copytree(audited[0], tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_a_linear_classifier_has_its_exact_radius(norm: str, tmp_path: Path) -> None:
+    model = linear()
+    data = labelled_by(model, samples())
+    certkit.certify(model, data, eps=EPS, norm=norm, out=tmp_path, threads=1)  # type: ignore[arg-type]
+    table = certified.read(tmp_path / "certified.parquet")
+    weight, bias = (p.detach().double().numpy() for p in model.parameters())
+    logits = data.images.flatten(1).double().numpy() @ weight.T + bias
+    order = 2 if norm == "l2" else 1
+    for row, (scores, radius) in enumerate(zip(logits, table.radius, strict=True)):
+        top = scores.argmax()
+        exact = min(
+            (scores[top] - scores[j]) / np.linalg.norm(weight[top] - weight[j], order)
+            for j in range(len(scores))
+            if j != top
+        )
+        assert exact * (1 - 1e-9) <= radius <= exact, row
+
+
+def test_a_sound_certificate_is_not_refuted(audited: tuple[Path, nn.Module]) -> None:
+    audit = json.loads((audited[0] / "audit.json").read_text())
+    assert audit["verdict"] == "NOT REFUTED"
+    assert audit["contradictions"] == []
+    for row in audit["samples"]:
+        assert row["distance"] is None or row["distance"] >= row["radius"]
+
+
+def test_without_a_campaign_nothing_is_evaluated(tmp_path: Path) -> None:
+    model = linear()
+    certkit.certify(model, samples(), eps=EPS, out=tmp_path)
+    audit = certkit.audit(tmp_path)
+    assert audit.verdict == "NOT EVALUATED"
+    assert all(point.attacked is None for point in audit.curve)
+
+
+def test_two_runs_give_the_same_bytes_but_for_the_provenance(tmp_path: Path) -> None:
+    model = linear()
+    data = labelled_by(model, samples())
+    for name in ("first", "second"):
+        full(model, data, tmp_path / name)
+    for file in ("certificate.json", "audit.json"):
+        first, second = (json.loads((tmp_path / name / file).read_text()) for name in ("first", "second"))
+        assert first.pop("provenance").keys() == second.pop("provenance").keys()
+        assert json.dumps(first) == json.dumps(second)
+    for file in ("certified.parquet", "campaign/plan.json", "campaign/checks.json"):
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+
+
+def edited(path: Path, change: Any) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def test_an_edited_radius_is_refused_as_tampered(copy: Path) -> None:
+    table = pq.read_table(copy / "certified.parquet")
+    column = table.column("radius").to_numpy().copy()
+    column[0] *= 2
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("radius"), "radius", [column]), copy / "certified.parquet"
+    )
+    with pytest.raises(Tampered, match=r"^certified.parquet: was changed after it was written \(sha256 differs\)"):
+        certkit.audit(copy)
+
+
+def test_an_edited_radius_is_refused_even_when_its_digest_was_edited_too(copy: Path) -> None:
+    table = certified.read(copy / "certified.parquet")
+    radius = table.radius.copy()
+    radius[0] *= 2
+    fields = {name: getattr(table, name) for name in certified.Certified.__slots__}
+    certified.write(certified.Certified(**{**fields, "radius": radius}), copy / "certified.parquet")
+    sha256 = digest_file(copy / "certified.parquet")
+    edited(copy / "certificate.json", lambda value: value["table"].update(sha256=sha256))
+    with pytest.raises(Tampered, match="a stated radius is not the one that its logits and the ledger give"):
+        certkit.audit(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda c: c["pair_gain"][0].__setitem__(1, 0.1), RuleViolation, "pair_gain is not what the ledger proves"),
+        (
+            lambda c: c["ledger"]["steps"][-1]["evidence"].update(sigma="0.1"),
+            RuleViolation,
+            "the stated bound is not the one",
+        ),
+        (
+            lambda c: c["certified"][0]["certified"].update(count=0),
+            Tampered,
+            "a count is not the one that the samples give",
+        ),
+        (
+            lambda c: c["threat"].update(box=[0.0, 0.5]),
+            Tampered,
+            "the threat is not the one that the ledger starts from",
+        ),
+        (lambda c: c["subject"].update(sha256="0" * 64), RecordError, "the campaign attacked another checkpoint"),
+        (lambda c: c["data"].update(sha256="0" * 64), RecordError, "the campaign attacked other samples"),
+        (lambda c: c.update(verdict="SAFE"), RecordError, "certificate.json: verdict: Extra inputs are not permitted"),
+    ],
+)
+def test_an_edited_certificate_is_refused(copy: Path, change: Any, error: type[Exception], message: str) -> None:
+    edited(copy / "certificate.json", change)
+    with pytest.raises(error, match=message):
+        certkit.audit(copy)
+
+
+def heads_ignored(inputs: Any, facts: Any) -> Bound:
+    """A deliberately broken rule: attention as if it never moved anything further apart than one unit head would."""
+    right = RULES_BEFORE["attention"](inputs, facts)
+    tenth = {axes: Reach(r.size, r.gain * 0.05, r.error) for axes, r in right.norms.items()}
+    return bound(right.shape, tenth)
+
+
+RULES_BEFORE = dict(RULES)
+
+
+def test_a_float32_only_hit_is_a_float_gap_and_not_a_refutation(
+    audited: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    # The same weights with 1e6 added to every logit: float32 cannot tell close logits apart, the exact function can.
+    model = linear()
+    with torch.no_grad():
+        model[1].bias += 1e6  # type: ignore[index,operator]
+    data = labelled_by(linear(), samples(200))
+    audit = full(model, data, tmp_path)
+    assert audit.verdict != "REFUTED"
+    assert {c.refutes for c in audit.contradictions} <= {"float gap"}
+
+
+def test_hits_without_the_model_say_what_to_run(copy: Path, audited: tuple[Path, nn.Module]) -> None:
+    certificate = load(Certificate, copy / "certificate.json")
+    enlarge(copy, certificate)
+    with pytest.raises(RecordError, match="lie inside certified radii and must be evaluated in float64"):
+        certkit.audit(copy)
+
+
+def enlarge(folder: Path, certificate: Certificate) -> None:
+    """A consistent forgery: the last weight's evidence is made ten times smaller and everything is derived again."""
+    from certkit.bounds import ledger as ledgers
+    from certkit.bounds.ledger import Ledger, Pairs, pair_gains
+    from certkit.bounds.number import Up
+    from certkit.certified import certify_rows
+    from certkit.engine.certify import certified_counts, pair_matrix
+    from certkit.records import File
+
+    old = ledgers.from_json(certificate.ledger)
+    assert old.pairs.l2 is not None
+    assert old.pairs.l1 is not None
+    l2, l1 = (tuple(tuple(Up(n.value / 10) for n in row) for row in m) for m in (old.pairs.l2, old.pairs.l1))
+    known = {step.node: step.bound for step in old.steps}
+    gain, error = pair_gains(known[old.pairs.node], known[old.output], l2, l1)
+    forged = Ledger(old.arithmetic, old.steps, old.output, Pairs(old.pairs.node, l2, l1, gain, error))
+    matrix = pair_matrix(forged)
+    table = certified.read(folder / "certified.parquet")
+    table = certify_rows(table.index, table.label, table.logits, matrix, certificate.pair_error)
+    certified.write(table, folder / "certified.parquet")
+    changes = {
+        "ledger": ledgers.to_json(forged),
+        "pair_gain": tuple(tuple(float(g) for g in row) for row in matrix),
+        "certified": certified_counts(table, certificate.threat, matrix, certificate.pair_error),
+        "table": File(name="certified.parquet", sha256=digest_file(folder / "certified.parquet")),
+    }
+    save(certificate.model_copy(update=changes), folder / "certificate.json")
+
+
+def test_a_consistent_forgery_is_refuted_by_the_campaign(copy: Path, audited: tuple[Path, nn.Module]) -> None:
+    enlarge(copy, load(Certificate, copy / "certificate.json"))
+    audit = certkit.audit(copy, model=audited[1])
+    assert audit.verdict == "REFUTED"
+    first = audit.contradictions[0]
+    assert first.refutes == "exact arithmetic"
+    assert first.distance < first.radius
+    example = np.load(copy / first.example.name, allow_pickle=False)
+    assert example.shape == (1, 2, 2)
+    assert digest_file(copy / first.example.name) == first.example.sha256
