@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,9 +59,10 @@ def read(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
     dictionary of tensors, or one under ``state_dict``. Raises CheckpointError for anything that is not what it claims.
     """
     path = Path(path)
-    file = path / WEIGHTS if path.is_dir() else path
+    folder = os.path.isdir(path)  # os.path and not Path, which raises for a name that is too long
+    file = path / WEIGHTS if folder else path
     name = one_line(file.name, 120)
-    if path.is_dir() and not file.exists():
+    if folder and not file.exists():
         raise CheckpointError(f"{one_line(path)}: no {WEIGHTS} in this folder; expected what certkit train --out wrote")
     raw = _bytes(file, name, allow_pickle=allow_pickle)
     foreign = _foreign(raw)
@@ -143,8 +145,8 @@ def _listed(keys: list[str]) -> str:
 
 def _bytes(file: Path, name: str, *, allow_pickle: bool) -> bytes:
     """The whole file; its first bytes are judged before the rest is read. Raises CheckpointError."""
-    if not file.is_file():
-        reason = "not a regular file" if file.exists() else "no such file"
+    if not os.path.isfile(file):
+        reason = "not a regular file" if os.path.exists(file) else "no such file"
         raise CheckpointError(f"{one_line(file)}: {reason}; expected {WEIGHTS} or the folder that holds it")
     try:
         with file.open("rb") as stream:

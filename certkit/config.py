@@ -17,10 +17,11 @@ from certkit.errors import ConfigError, one_line, suggestion
 
 MAX_BYTES = 2**16
 MAX_LINE = 1000  # a dotted key costs tomllib the square of its parts: 6 s for 16,000 of them
+MAX_ENTRIES = 2**20  # a configuration from a stranger must not be able to ask for all memory
 
 Positive = Annotated[float, Field(gt=0)]
 Extent = Annotated[int, Field(ge=1, le=2**16)]
-Depth = Annotated[int, Field(ge=0, le=1000)]
+Depth = Annotated[int, Field(ge=0, le=256)]
 Steps = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -54,6 +55,9 @@ class VisionTransformerConfig(Section):
             raise ValueError(f"patch {self.patch} does not divide image_size {self.image_size}")
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width {self.width} must be even and divisible by heads, {self.heads}")
+        entries = (self.image_size // self.patch) ** 2 * self.width
+        if entries > MAX_ENTRIES:
+            raise ValueError(f"{entries} entries in all tokens together; certkit builds at most {MAX_ENTRIES}")
         return self
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -170,10 +171,10 @@ def _digits(split: str, limit: int | None) -> Dataset:
 
 def _source(name: str) -> tuple[str, str]:
     """What ``datasets`` is asked for, and the name in records: a folder's own, so that no path of this machine leaks."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return str(folder), folder.resolve().name
-    if folder.exists():
+    folder = os.path.expanduser(name)
+    if name.strip() and os.path.isdir(folder):  # os.path and not Path, which raises for a name that is too long
+        return str(Path(folder).resolve()), Path(folder).resolve().name
+    if name.strip() and os.path.exists(folder):
         raise DataError(f"data set {one_line(name)!r} is a file; expected the folder that holds it")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or not name.strip():
         raise DataError(f"no folder {one_line(name)!r}; {_WORKS}")

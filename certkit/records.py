@@ -363,7 +363,10 @@ def canonical(record: Record) -> str:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """All of the bytes at ``path``, or the file that was there before: written beside it, synced, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CertkitError(f"{path.parent}: no folder can be made there ({error.strerror or error})") from None
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:

@@ -5,6 +5,7 @@ Case i of a seed is the same bytes on every machine, so that a failure is named 
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 import warnings
@@ -163,7 +164,7 @@ def replaced(value: Any, draw: np.random.Generator) -> Any:
     """The JSON value with one of its values replaced, removed, or joined by a stranger."""
     found = list(places(value))
     path = found[int(draw.integers(len(found)))]
-    new = VALUES[int(draw.integers(len(VALUES)))]
+    new = copy.deepcopy(VALUES[int(draw.integers(len(VALUES)))])
     inner = value
     for key in path[:-1]:
         inner = inner[key]

@@ -31,7 +31,11 @@ def linear(classes: int = 3, entries: int = 4, seed: int = 0) -> nn.Module:
 
 
 class SixHeads(nn.Module):
-    """Six heads with identity weights on 24 entries per token: the published error of counting one head instead of six."""
+    """Six heads with identity weights on 24 entries per token, images of 8 x 24: one row is one token.
+
+    When every token moves by one vector, each head hands its slice of it on, and the slices add up over the heads: a
+    bound that counts one head is short by sqrt(6).
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +49,7 @@ class SixHeads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.reshape(x.shape[0], self.tokens, self.width) - 0.5
         split = tokens.reshape(x.shape[0], self.tokens, self.heads, -1).transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(split, split, split, scale=1.0)
+        mixed = F.scaled_dot_product_attention(split, split, split, scale=0.1)
         joined = mixed.transpose(1, 2).reshape(x.shape[0], self.tokens, self.width)
         logits: Tensor = self.head(joined.mean(1))
         return logits

@@ -15,8 +15,6 @@ from torch import nn
 
 import certkit
 from certkit import certified
-from certkit.bounds.bound import Bound, Reach, bound
-from certkit.bounds.rules import RULES
 from certkit.errors import RecordError, RuleViolation, Tampered
 from certkit.records import Certificate, digest_file, load, save
 from tests.networks import labelled_by, linear, samples
@@ -150,16 +148,6 @@ def test_an_edited_certificate_is_refused(copy: Path, change: Any, error: type[E
     edited(copy / "certificate.json", change)
     with pytest.raises(error, match=message):
         certkit.audit(copy)
-
-
-def heads_ignored(inputs: Any, facts: Any) -> Bound:
-    """A deliberately broken rule: attention as if it never moved anything further apart than one unit head would."""
-    right = RULES_BEFORE["attention"](inputs, facts)
-    tenth = {axes: Reach(r.size, r.gain * 0.05, r.error) for axes, r in right.norms.items()}
-    return bound(right.shape, tenth)
-
-
-RULES_BEFORE = dict(RULES)
 
 
 def test_a_float32_only_hit_is_a_float_gap_and_not_a_refutation(

@@ -20,7 +20,7 @@ from torch import nn
 
 from certkit import checkpoint
 from certkit.checkpoint import load_into, read, serialized, subject_of, write
-from certkit.errors import CheckpointError, CertkitError
+from certkit.errors import CertkitError, CheckpointError
 from certkit.records import digest
 from tests.strategies import a_state
 
@@ -157,8 +157,10 @@ def test_load_into_fills_a_module_without_storage() -> None:
         ),
         (
             {"4_weight": torch.zeros(1)},
-            "model.safetensors: the file holds '4.weight', which the model does not have; "
-            "it was written by another architecture",
+            (
+                "model.safetensors: the file holds '4.weight', which the model does not have; "
+                "it was written by another architecture"
+            ),
         ),
         (
             {"0_weight": torch.zeros(3, 2)},
@@ -166,8 +168,10 @@ def test_load_into_fills_a_module_without_storage() -> None:
         ),
         (
             {"0_weight": torch.zeros(2, 3, dtype=torch.float64)},
-            "model.safetensors: tensor '0.weight' is float64, the model expects float32; "
-            "a rounded copy would be another network",
+            (
+                "model.safetensors: tensor '0.weight' is float64, the model expects float32; "
+                "a rounded copy would be another network"
+            ),
         ),
     ],
 )
@@ -272,6 +276,7 @@ def test_a_missing_checkpoint_says_what_is_expected(tmp_path: Path) -> None:
     assert refused(tmp_path) == (
         f"{tmp_path}: no model.safetensors in this folder; expected what certkit train --out wrote"
     )
+    assert "…: no such file; expected" in refused(tmp_path / ("x" * 5000))
     os.mkfifo(tmp_path / "pipe")
     assert refused(tmp_path / "pipe").endswith(
         "pipe: not a regular file; expected model.safetensors or the folder that holds it"
@@ -444,7 +449,8 @@ def test_old_torch_refuses_pickles_altogether(tmp_path: Path, monkeypatch: pytes
     assert refused(path, allow_pickle=True) == "model.pt: --allow-pickle needs torch 2.10 or later, this is 2.9.1"
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     put(tmp_path / "file", b"")
-    with pytest.raises((CertkitError, OSError)):
+    with pytest.raises(CertkitError) as caught:
         write(tmp_path / "file", a_state(), {})
+    assert str(caught.value) == f"{tmp_path / 'file'}: no folder can be made there (File exists)"

@@ -45,7 +45,11 @@ def test_a_run_file_is_read(tmp_path: Path) -> None:
         ("model = 3", "run.toml: model: expected a table, got 3"),
         ("model.width.a = 3", "run.toml: model.width: expected an integer >= 1 and <= 65536, got a table"),
         ("model.patch = 3", "run.toml: model: patch 3 does not divide image_size 8"),
-        ("model.width = 25", "run.toml: model: width 25 must be even and divisible by heads, 6"),
+        ("model = {width = 25, heads = 5}", "run.toml: model: width 25 must be even and divisible by heads, 5"),
+        (
+            "model = {image_size = 65536, patch = 1}",
+            "run.toml: model: 68719476736 entries in all tokens together; certkit builds at most 1048576",
+        ),
         ("a = [", "run.toml: not TOML (Invalid value (at end of document))"),
         ("x = " + "1" * 1000, "run.toml: a line is longer than 1000 characters"),
     ],

@@ -29,7 +29,7 @@ from certkit.bounds.spectral import (
 from certkit.engine.execute import MASKED, allowed
 from certkit.engine.program import REMEDY, module_path, operator_name
 from certkit.engine.reading import Graph, Reading, array
-from certkit.errors import NoRule, Refusal, suggestion
+from certkit.errors import NoRule, Refusal
 
 aten = torch.ops.aten
 Reader = Callable[[Node, Graph], Reading]
@@ -50,10 +50,9 @@ def reads(*targets: Any) -> Callable[[Reader], Reader]:
 def read(node: Node, graph: Graph) -> Reading:
     """What the node's rule must know. Raises NoRule, naming operator, module and remedy, when no reader covers it."""
     if node.target not in READERS:
-        name = operator_name(node)
-        known = suggestion(name, [str(target) for target in READERS])
         raise NoRule(
-            f"{module_path(node)}: no rule for {name}{known}; certkit refuses what it cannot bound. To certify this model, {REMEDY}"
+            f"{module_path(node)}: no rule for {operator_name(node)}; certkit refuses what it cannot bound. "
+            f"To certify this model, {REMEDY}"
         )
     return READERS[node.target](node, graph)
 
@@ -98,7 +97,7 @@ def add(node: Node, graph: Graph) -> Reading:
     a, b = node.args[0], node.args[1]
     names = [graph.operand(node, a), graph.operand(node, b)]
     if node.target is aten.sub.Tensor:
-        names[1] = graph.step("negate", node, [names[1]], {}, {}, suffix="minus")
+        names[1] = graph.step("negate", node, [names[1]], graph.attributes(node), {}, suffix="minus")
     return Reading("add", names, graph.attributes(node), {})
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from certkit import checkpoint
 from certkit.bounds.spectral import spectral_norm
-from certkit.config import Run
+from certkit.config import Run, TrainingConfig
 from certkit.data import Dataset, load
 from certkit.engine.certify import pair_matrix
 from certkit.engine.interpret import Interpreter
@@ -65,7 +65,7 @@ def train(run: Run, *, out: Path, device: str = "cpu", threads: int | None = Non
         _fits(run, training)
         torch.manual_seed(run.training.seed)
         model = create(run.model).to(device)
-        norms, metrics = _fit(model, run, training, device)
+        norms, metrics = fit(model, run.training, training, device)
         model.cpu().eval()
         correct = _correct(model, testing)
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
@@ -106,9 +106,10 @@ def _fits(run: Run, data: Dataset) -> None:
         )
 
 
-def _fit(model: nn.Module, run: Run, data: Dataset, device: str) -> tuple[float, list[dict[str, float]]]:
-    """Run the loop; the largest proved norm over cap, and the metrics."""
-    settings = run.training
+def fit(
+    model: nn.Module, settings: TrainingConfig, data: Dataset, device: str = "cpu"
+) -> tuple[float, list[dict[str, float]]]:
+    """Train any network whose weights declare their geometry; the largest proved norm over cap, and the metrics."""
     constraint = CONSTRAINTS[settings.constraint]
     declared = list(weights(model))
     matrices = [(weight, kind.cap) for _, weight, kind in declared if isinstance(kind, Spectral)]
