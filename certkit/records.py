@@ -392,7 +392,7 @@ def read_json(path: Path) -> Any:
     """
 
     def refuse(reason: str) -> NoReturn:
-        raise RecordError(f"{path.name}: {one_line(reason)}; expected a JSON record written by certkit")
+        raise RecordError(f"{one_line(path.name)}: {one_line(reason)}; expected a JSON record written by certkit")
 
     def finite(text: str) -> float:
         value = float(text)
@@ -434,6 +434,8 @@ def load(kind: type[R], path: Path) -> R:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the top level"
-        raise RecordError(f"{path.name}: {one_line(where)}: {one_line(first['msg'])}") from None
+        raise RecordError(f"{one_line(path.name)}: {one_line(where)}: {one_line(first['msg'])}") from None
     except RecursionError:
-        raise RecordError(f"{path.name}: nested too deeply; expected a JSON record written by certkit") from None
+        raise RecordError(
+            f"{one_line(path.name)}: nested too deeply; expected a JSON record written by certkit"
+        ) from None

@@ -178,11 +178,11 @@ def from_json(value: object) -> Ledger:
 
 def checked(value: object) -> Ledger:
     """Read a ledger and derive it again. Raises RecordError or RuleViolation, never anything else."""
-    ledger = from_json(value)
     try:
+        ledger = from_json(value)
         ledger.check()
-    except CertkitError:
-        raise
+    except CertkitError as error:  # what it quotes comes from the file
+        raise type(error)(one_line(error)) from None
     except (ValueError, TypeError, KeyError, IndexError, ArithmeticError, RecursionError, MemoryError) as error:
         raise RecordError(f"ledger: a rule cannot read what is stated ({one_line(repr(error))})") from None
     return ledger

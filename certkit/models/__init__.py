@@ -21,6 +21,8 @@ def create(config: VisionTransformerConfig) -> nn.Module:
 
 def build(config: dict[str, Any]) -> tuple[nn.Module, str]:
     """The architecture that a checkpoint's config.json describes, and its name. Raises CheckpointError otherwise."""
+    import torch
+
     from certkit.config import validate
 
     try:
@@ -28,4 +30,7 @@ def build(config: dict[str, Any]) -> tuple[nn.Module, str]:
     except ConfigError as error:
         raise CheckpointError(f"{error}; for another architecture give --model package.module:factory") from None
     model = run.model
-    return create(model), f"{model.name} {model.blocks}x{model.width}, {model.heads} heads"
+    # Without memory: the weights come from the file, and a stranger's config must not be able to ask for more than it holds.
+    with torch.device("meta"):
+        module = create(model)
+    return module, f"{model.name} {model.blocks}x{model.width}, {model.heads} heads"
