@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from certkit.campaign import Campaign, Checks, Shard, gather, units
+from certkit.checkpoint import subject_of
 from certkit.errors import ConfigError, DataError, one_line, suggestion
 from certkit.machine import environment, usable
 from certkit.progress import bar
@@ -49,7 +50,7 @@ def attack(
     model: nn.Module,
     data: Dataset,
     *,
-    subject: Subject,
+    subject: Subject | None = None,
     norm: Norm,
     eps: Sequence[str | float],
     suite: str = "quick",
@@ -72,7 +73,7 @@ def attack(
     chosen = torch.device(usable(device))
     images, labels, index = _samples(data)
     plan = Plan(
-        subject=subject,
+        subject=subject or subject_of(model),
         threat=Threat(norm=_norm(norm), eps=_radii(eps), box=(float(data.box[0]), float(data.box[1]))),
         data=data.record,
         suite=suite,

@@ -223,6 +223,8 @@ class Campaign:
             suite=self.plan.suite,
             seed=self.plan.seed,
             block=self.plan.block,
+            threads=self.plan.threads,
+            device=self.plan.device,
             units_planned=self.units_planned,
             units_executed=self.units_executed,
             attacks=self.summaries,

@@ -55,6 +55,8 @@ class Main(click.Group):
         except click.ClickException as error:
             error.show()
             code = error.exit_code
+            if "--json" in words:
+                click.echo(json.dumps({"error": error.format_message(), "exit_code": code}))
         except (click.Abort, KeyboardInterrupt):
             code = _fail("interrupted; what was finished is kept", 130, words)
         except CertkitError as error:

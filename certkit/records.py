@@ -304,6 +304,8 @@ class CampaignSummary(Record):
     suite: str
     seed: Count
     block: Count
+    threads: Count
+    device: str
     units_planned: Count
     units_executed: Count
     attacks: tuple[AttackSummary, ...]

@@ -169,13 +169,14 @@ def not_shown(audit: Audit) -> tuple[str, ...]:
 def commands(audit: Audit) -> tuple[str, ...]:
     """The commands that make this audit again, quoted for a shell; CHECKPOINT and DIR are the reader's own."""
     eps = ",".join(eps.text for eps in audit.threat.eps)
-    job, suite = "certify", ""
+    job, suite, device = "certify", "", audit.environment.device
     if audit.campaign:
-        job, suite = "audit", f" --suite {shlex.quote(audit.campaign.suite)} --seed {audit.campaign.seed}"
+        job, device = "audit", audit.campaign.device
+        suite = f" --suite {shlex.quote(audit.campaign.suite)} --seed {audit.campaign.seed}"
     again = (
         f"certkit {job} CHECKPOINT --data {shlex.quote(audit.data.name)} --split {shlex.quote(audit.data.split)}"
         f" --limit {audit.data.count} --norm {audit.threat.norm} --eps {shlex.quote(eps)}{suite}"
-        f" --device {shlex.quote(audit.environment.device)} --threads {audit.environment.threads} --out DIR"
+        f" --device {shlex.quote(device)} --threads {audit.environment.threads} --out DIR"
     )
     return (
         "sha256sum CHECKPOINT/model.safetensors",

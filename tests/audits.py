@@ -219,6 +219,8 @@ def campaign(rows: tuple[Sample, ...], *, complete: bool) -> CampaignSummary:
         suite="standard",
         seed=0,
         block=90,
+        threads=2,
+        device="cpu",
         units_planned=16,
         units_executed=16 if complete else 11,
         attacks=tuple(

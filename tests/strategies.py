@@ -190,6 +190,8 @@ def an_audit() -> Audit:
             suite="quick",
             seed=0,
             block=4,
+            threads=1,
+            device="cpu",
             units_planned=1,
             units_executed=1,
             attacks=(summary,),

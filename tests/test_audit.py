@@ -24,8 +24,8 @@ EPS = ("0.01", "0.05", "0.1")
 
 def full(model: nn.Module, data: Any, out: Path, norm: str = "l2") -> Any:
     """Certify, attack, audit."""
-    certificate = certkit.certify(model, data, eps=EPS, norm=norm, out=out, threads=1)
-    certkit.attack(model, data, subject=certificate.subject, norm=norm, eps=EPS, out=out)
+    certkit.certify(model, data, eps=EPS, norm=norm, out=out, threads=1)
+    certkit.attack(model, data, norm=norm, eps=EPS, out=out)
     return certkit.audit(out, model=model)
 
 

@@ -66,7 +66,7 @@ def test_presets_and_doctor_speak_json() -> None:
 
 
 def test_an_option_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CERTKIT_PRESETS_AS_JSON", "1")
+    monkeypatch.setenv("CERTKIT_PRESETS_JSON", "1")
     assert "digits-vit" in json.loads(run("presets").stdout)
 
 
@@ -124,6 +124,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(words: list[str], message: str, d
 def test_an_error_is_json_too_when_json_is_asked_for(digits: Path, tmp_path: Path) -> None:
     result = run("certify", digits, "--eps", "-1", "--json", "--out", tmp_path)
     assert json.loads(result.stdout) == {"error": "eps -1 is negative; a radius is 0 or more", "exit_code": 2}
+
+
+def test_a_usage_error_is_json_too_when_json_is_asked_for() -> None:
+    assert json.loads(run("certify", "--json").stdout) == {"error": "Missing argument 'CHECKPOINT'.", "exit_code": 2}
 
 
 def test_a_fault_of_our_own_is_exit_code_70(monkeypatch: pytest.MonkeyPatch) -> None:

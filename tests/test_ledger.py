@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from certkit.bounds.ledger import Ledger, checked, from_json, main, to_json
 from certkit.bounds.number import Up
-from certkit.errors import RecordError, RuleViolation
+from certkit.errors import CertkitError, RecordError, RuleViolation
 from tests.modules import Net, maxmin, prove
 
 Json = dict[str, Any]
@@ -91,35 +91,19 @@ def test_every_fact_that_is_edited_is_refused_unless_no_bound_rests_on_it(ledger
             assert [step.bound for step in changed.steps] == [step.bound for step in ledger.steps]
             assert (changed.pairs.gain, changed.pairs.error) == (ledger.pairs.gain, ledger.pairs.error)
             idle.add(path[-1] if isinstance(path[-1], str) else path[1])
-    assert idle <= {"low", "high", "l1", "l2", "token", "linf", "row_l1", "row_l2", "sigma", "score", "mask_size", 0, 1} | {
-        "bias_l2", "bias_linf", "absolute", "rest", "column_sum",
-    }  # fmt: skip
-    assert {"scale", "largest", "axis", "shape", "axes"}.isdisjoint(idle)
+    assert idle == set(), idle
 
 
-def test_every_text_of_the_chain_that_is_edited_is_refused(ledger: Ledger) -> None:
+@pytest.mark.parametrize("key", ["node", "rule"])
+def test_every_name_of_a_step_that_is_edited_is_refused(ledger: Ledger, key: str) -> None:
     value = to_json(ledger)
+    read = {name for step in value["steps"] for name in step["inputs"]} | {value["output"]}
     for index, step in enumerate(value["steps"]):
-        for key in ("node", "rule"):
+        if key == "rule" or step["node"] in read:
             changed = copy.deepcopy(value)
             changed["steps"][index][key] = "other"
-            if (key, step["node"]) != ("node", value["output"]) and not any(
-                step["node"] in s["inputs"] for s in value["steps"]
-            ):
-                continue
-            with pytest.raises(
-                (RecordError, Exception), match="no rule is called 'other'|which no (earlier )?step gives"
-            ):
+            with pytest.raises(CertkitError, match=r"no rule is called 'other'|which no (earlier )?step gives"):
                 checked(changed)
-
-
-def test_a_missing_step_is_named(ledger: Ledger) -> None:
-    value = to_json(ledger)
-    gone, reader = value["steps"][1], value["steps"][3]
-    del value["steps"][1]
-    assert gone["node"] in reader["inputs"] or gone["node"] in value["steps"][1]["inputs"] or gone["node"] == "linear"
-    with pytest.raises(RuleViolation, match=rf"reads '{gone['node']}', which no earlier step gives$"):
-        checked(value)
 
 
 def test_every_step_that_is_read_is_missed(ledger: Ledger) -> None:
@@ -128,14 +112,14 @@ def test_every_step_that_is_read_is_missed(ledger: Ledger) -> None:
     for index, step in enumerate(value["steps"]):
         if step["node"] in needed:
             shorter = {**value, "steps": value["steps"][:index] + value["steps"][index + 1 :]}
-            with pytest.raises(RuleViolation, match="which no (earlier )?step gives$"):
+            with pytest.raises(RuleViolation, match=r"which no (earlier )?step gives$"):
                 checked(shorter)
 
 
 def test_steps_out_of_order_are_refused(ledger: Ledger) -> None:
     value = to_json(ledger)
     value["steps"].reverse()
-    with pytest.raises(RuleViolation, match="which no earlier step gives$"):
+    with pytest.raises(RuleViolation, match=r"which no earlier step gives$"):
         checked(value)
 
 
@@ -168,7 +152,7 @@ DAMAGE: dict[str, tuple[Callable[[Json], object], str]] = {
     "no norms": (lambda v: put(v, [], *SIZE[:4]), "ledger: a bound knows at least one norm"),
     "a shape too large": (lambda v: put(v, [1, 2**62, 2**62], "steps", 1, "attributes", "shape"), "cannot make|cannot read"),
     "pairs of nothing": (
-        lambda v: put(v, [[[], []]] * 60, "steps", relabels(v), "attributes", "groups"),
+        lambda v: put(v, [[[1, 2], [1]], *[[[], []]] * 5], "steps", relabels(v), "attributes", "groups"),
         "pair axes with nothing",
     ),
 }  # fmt: skip
@@ -195,10 +179,19 @@ def test_a_damaged_ledger_is_refused_with_a_reason(damage: str) -> None:
         checked(change(to_json(proof.ledger)))
 
 
-def certificate(ledger: Ledger, path: Path, **changes: Any) -> Path:
+def test_what_a_ledger_quotes_reaches_the_reader_on_one_plain_line(ledger: Ledger) -> None:
+    value = to_json(ledger)
+    value["steps"][1]["node"] = value["steps"][0]["node"] = "\x1b[31m" + "x" * 1000 + "\n"
+    with pytest.raises(RuleViolation) as caught:
+        checked(value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) <= 300
+
+
+def certificate(ledger: Ledger, path: Path, changes: Json | None = None) -> Path:
     gain = [[number.to_float() for number in row] for row in ledger.pairs.gain]
-    value = {"ledger": to_json(ledger), "pair_gain": gain, "pair_error": ledger.pairs.error.to_float(), **changes}
-    path.write_text(json.dumps(value), encoding="utf-8")
+    value = {"ledger": to_json(ledger), "pair_gain": gain, "pair_error": ledger.pairs.error.to_float()}
+    path.write_text(json.dumps(value | (changes or {})), encoding="utf-8")
     return path
 
 
@@ -235,7 +228,7 @@ def test_the_checker_is_a_command(ledger: Ledger, tmp_path: Path) -> None:
 def test_the_checker_refuses_what_the_ledger_does_not_prove(
     ledger: Ledger, changes: Json, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = certificate(ledger, tmp_path / "certificate.json", **changes)
+    path = certificate(ledger, tmp_path / "certificate.json", changes)
     assert main([str(path)]) == 2
     assert capsys.readouterr().err == f"{path}: {reason}\n"
 

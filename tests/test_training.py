@@ -43,7 +43,7 @@ def test_the_polar_factor_has_singular_values_1(shape: tuple[int, ...], seed: in
     assert float(values.max()) <= 1 + 1e-12
     ratios = torch.linalg.svdvals(raw)
     well = ratios.amin(-1) / ratios.amax(-1) > 1e-3
-    assert bool((values.amin(-1)[well] > 1 - 1e-6).all())
+    assert bool((values.amin(-1)[well] > 1 - 1e-5).all())
 
 
 @pytest.mark.parametrize("name", [name for name, constraint in CONSTRAINTS.items() if constraint.provable])

@@ -37,7 +37,7 @@ def attack(checkpoint: Path, **given: Any) -> None:
     command after an interruption runs only what is missing.
     """
     campaign = run_attack(checkpoint, **given)
-    options.say(campaign.summary(), lines(campaign, given["out"]), as_json=given["as_json"])
+    options.say(campaign.summary(), lines(campaign, given["out"]), json=given["json"])
 
 
 def run_attack(checkpoint: Path, **given: Any) -> Campaign:
@@ -45,9 +45,9 @@ def run_attack(checkpoint: Path, **given: Any) -> Campaign:
     import certkit
     from certkit.commands.loading import load_model
     from certkit.data import load
-    from certkit.machine import usable
+    from certkit.machine import default_threads, usable
 
-    model, subject = load_model(checkpoint, factory=given["factory"], allow_pickle=given["allow_pickle"])
+    model, subject = load_model(checkpoint, factory=given["model"], allow_pickle=given["allow_pickle"])
     campaign: Campaign = certkit.attack(
         model,
         load(given["data"], given["split"], limit=given["limit"]),
@@ -57,7 +57,7 @@ def run_attack(checkpoint: Path, **given: Any) -> Campaign:
         suite=given["suite"],
         out=given["out"],
         seed=given["seed"],
-        threads=given["threads"],
+        threads=given["threads"] or default_threads(),  # as certify does: one audit, one thread count
         device=usable(given["device"]),
     )
     return campaign

@@ -45,17 +45,17 @@ def audit(checkpoint: Path, **given: Any) -> None:
 
     run_certify(checkpoint, **given)
     run_attack(checkpoint, **given)
-    model, _ = load_model(checkpoint, factory=given["factory"], allow_pickle=given["allow_pickle"])
-    finish(given["out"], model, as_json=given["as_json"])
+    model, _ = load_model(checkpoint, factory=given["model"], allow_pickle=given["allow_pickle"])
+    finish(given["out"], model, json=given["json"])
 
 
-def finish(directory: Path, model: nn.Module | None, *, as_json: bool) -> None:
+def finish(directory: Path, model: nn.Module | None, *, json: bool) -> None:
     """Reconcile, render, say what came of it, and raise what the exit code must tell."""
     import certkit
 
     found = certkit.audit(directory, model=model)
     page = certkit.report(directory)
-    options.say(found, [*lines(found), f"report  {page}"], as_json=as_json)
+    options.say(found, [*lines(found), f"report  {page}"], json=json)
     if found.verdict == "REFUTED":
         raise Refuted(f"{found.verdict_reason}; the examples are in {directory / 'refutations'}")
     if found.verdict == "INCONCLUSIVE":

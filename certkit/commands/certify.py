@@ -35,7 +35,7 @@ def certify(checkpoint: Path, **given: Any) -> None:
     are always computed on the CPU in float64; --device is where the model is run beside its exported graph.
     """
     certificate = run_certify(checkpoint, **given)
-    options.say(certificate, lines(certificate, given["out"]), as_json=given["as_json"])
+    options.say(certificate, lines(certificate, given["out"]), json=given["json"])
 
 
 def run_certify(checkpoint: Path, **given: Any) -> Certificate:
@@ -45,7 +45,7 @@ def run_certify(checkpoint: Path, **given: Any) -> Certificate:
     from certkit.data import load
     from certkit.machine import usable
 
-    model, subject = load_model(checkpoint, factory=given["factory"], allow_pickle=given["allow_pickle"])
+    model, subject = load_model(checkpoint, factory=given["model"], allow_pickle=given["allow_pickle"])
     model.to(usable(given["device"]))
     return certkit.certify(
         model,

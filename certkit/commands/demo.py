@@ -21,7 +21,7 @@ EPS = "0.1,0.25,0.5,0.75"
     help="Folder to write to.",
 )
 @options.together(options.threads, options.as_json)
-def demo(out: Path, threads: int | None, as_json: bool) -> None:
+def demo(out: Path, threads: int | None, json: bool) -> None:
     """Train a small Lipschitz vision transformer on digits, certify it, attack it, and write the report.
 
     Takes under three minutes on two cores and needs no network.
@@ -36,5 +36,5 @@ def demo(out: Path, threads: int | None, as_json: bool) -> None:
     click.echo(f"trained in {trained.provenance.seconds:.0f} s; certifying and attacking", err=True)
     words = [str(checkpoint), "--eps", EPS, "--out", str(out / "audit")]
     words += ["--threads", str(threads)] if threads else []
-    words += ["--json"] if as_json else []
+    words += ["--json"] if json else []
     audit.main(words, standalone_mode=False)

@@ -38,7 +38,7 @@ OPTIONAL = {
 
 @click.command()
 @options.as_json
-def doctor(as_json: bool) -> None:
+def doctor(json: bool) -> None:
     """Show versions and devices, and what optional parts are missing with the command that installs each."""
     import torch
 
@@ -69,7 +69,7 @@ def doctor(as_json: bool) -> None:
         lines.append(f"  {name:<14}{state} ({entry['adds']})")
     browser = "found" if chromium else "not found; apt-get install chromium"
     lines.append(f"  {'chromium':<14}{browser} (only the report's own tests need it)")
-    options.say(found, lines, as_json=as_json)
+    options.say(found, lines, json=json)
 
 
 def _version(package: str) -> str | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from json import dumps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ checkpoint = click.argument("checkpoint", type=click.Path(path_type=Path))
 out = click.option(
     "--out", "-o", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write to."
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+as_json = click.option("--json", is_flag=True, help="Print the result as JSON on stdout.")
 data = click.option(
     "--data", default="digits", show_default=True, help="Data set: digits, a Hugging Face name, or a local folder."
 )
@@ -38,11 +38,10 @@ suite = click.option("--suite", default="quick", show_default=True, help="Suite 
 seed = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of every random draw."
 )
-device = click.option("--device", default="cpu", show_default=True, help="Where attacks run, such as cpu or cuda:0.")
+device = click.option("--device", default="cpu", show_default=True, help="Where the model runs, such as cpu or cuda:0.")
 threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads to pin; recorded.  [default: all]")
 factory = click.option(
     "--model",
-    "factory",
     metavar="PACKAGE.MODULE:FACTORY",
     help="Somebody else's architecture: a function without arguments that returns an nn.Module. Imported and run.",
 )
@@ -67,11 +66,11 @@ def radii(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def say(record: Any, lines: list[str], *, as_json: bool) -> None:
+def say(record: Any, lines: list[str], *, json: bool) -> None:
     """The result on stdout: the record as JSON, or lines for people."""
-    if as_json:
+    if json:
         value = record.model_dump(mode="json") if hasattr(record, "model_dump") else record
-        click.echo(json.dumps(value, sort_keys=True, indent=1))
+        click.echo(dumps(value, sort_keys=True, indent=1))
     else:
         for line in lines:
             click.echo(line)

@@ -9,10 +9,10 @@ from certkit.commands import options
 
 @click.command()
 @options.as_json
-def presets(as_json: bool) -> None:
+def presets(json: bool) -> None:
     """List the presets of certkit train."""
     from certkit.config import presets as known
 
     found = known()
     width = max(len(name) for name in found)
-    options.say(found, [f"{name:<{width}}  {text}" for name, text in sorted(found.items())], as_json=as_json)
+    options.say(found, [f"{name:<{width}}  {text}" for name, text in sorted(found.items())], json=json)

@@ -17,13 +17,13 @@ from certkit.commands import options
     help="Needed only when an adversarial example inside a certified radius must be evaluated again.",
 )
 @options.together(options.factory, options.allow_pickle, options.as_json)
-def report(directory: Path, checkpoint: Path | None, factory: str | None, allow_pickle: bool, as_json: bool) -> None:
+def report(directory: Path, checkpoint: Path | None, model: str | None, allow_pickle: bool, json: bool) -> None:
     """Reconcile the certificate and the campaign in DIRECTORY and write audit.json and report.html there."""
     from certkit.commands.audit import finish
 
-    model = None
+    module = None
     if checkpoint is not None:
         from certkit.commands.loading import load_model
 
-        model, _ = load_model(checkpoint, factory=factory, allow_pickle=allow_pickle)
-    finish(directory, model, as_json=as_json)
+        module, _ = load_model(checkpoint, factory=model, allow_pickle=allow_pickle)
+    finish(directory, module, json=json)

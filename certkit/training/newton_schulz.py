@@ -46,7 +46,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 
 
 def polar(matrix: Tensor) -> Tensor:
-    """The polar factor to rounding: every singular value 1, for a matrix of full rank whose norm is below sqrt(3).
+    """The polar factor, to about 1e-6: every singular value 1 and none above, for a matrix of full rank whose norm is below sqrt(3).
 
     x -> 1.5x - 0.5x³ maps [0, sqrt(3)] into [0, 1] and converges quadratically to 1 there. A larger matrix is first
     divided by a bound of its norm, sqrt of the largest absolute row sum of its Gram matrix.
