@@ -16,7 +16,7 @@ from torch import nn
 from certkit.campaign import Campaign, Checks, Shard, gather, units
 from certkit.checkpoint import subject_of
 from certkit.errors import ConfigError, DataError, one_line, suggestion
-from certkit.machine import environment, usable
+from certkit.machine import THREADS, environment, usable
 from certkit.progress import bar
 from certkit.records import Data, Eps, Norm, Plan, Subject, Threat
 
@@ -27,8 +27,6 @@ from .store import Store, opened
 from .suites import suite as attacks_of
 
 Progress = Callable[[int, int, str], None]
-
-THREADS = 1  # the same on every machine, so that the same plan means the same sums
 
 
 class Dataset(Protocol):

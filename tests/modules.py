@@ -37,6 +37,16 @@ class Net(nn.Module):
         return self._forward(self, x)
 
 
+def small(forward: Callable[[Tensor], Tensor], shape: tuple[int, ...] = (2,)) -> tuple[nn.Module, tuple[int, ...]]:
+    """A module of one line without weights, and the shape of its input."""
+    return Net(lambda net, x: forward(x)), shape
+
+
+def attends(**options: Any) -> Callable[[Tensor], Tensor]:
+    """Attention of the input with itself, laid flat."""
+    return lambda x: F.scaled_dot_product_attention(x, x, x, **options).flatten(1)
+
+
 class MultiHead(nn.Module):
     """Self-attention with identity weights: queries, keys and values are the heads of the input itself."""
 
@@ -164,7 +174,7 @@ def weights(seed: int) -> Callable[..., Tensor]:
     return lambda *size: scale * torch.randn(*size, generator=generator)
 
 
-def attends(**options: Any) -> Callable[[Callable[..., Tensor]], nn.Module]:
+def projected(**options: Any) -> Callable[[Callable[..., Tensor]], nn.Module]:
     """Attention over three linear maps of the input, without a head axis."""
 
     def build(w: Callable[..., Tensor]) -> nn.Module:
@@ -334,18 +344,18 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("with a constant", (2, 3), of(lambda net, x: torch.cat([net.c, x, 2 * x], dim=1), c=(1, 1, 3))),
     ),
     "attention": (
-        Case("plain", (3, 2), attends()),
-        Case("causal", (3, 2), attends(is_causal=True)),
-        Case("boolean mask", (3, 2), attends(attn_mask=MASK)),
-        Case("additive mask", (3, 2), attends(attn_mask=SOFT)),
-        Case("negative scale", (3, 2), attends(scale=-1.5)),
-        Case("small scores", (3, 2), attends(scale=0.01)),
+        Case("plain", (3, 2), projected()),
+        Case("causal", (3, 2), projected(is_causal=True)),
+        Case("boolean mask", (3, 2), projected(attn_mask=MASK)),
+        Case("additive mask", (3, 2), projected(attn_mask=SOFT)),
+        Case("negative scale", (3, 2), projected(scale=-1.5)),
+        Case("small scores", (3, 2), projected(scale=0.01)),
         Case("two heads", (3, 4), heads),
         Case("more keys than queries", (4, 2), crosses),
         Case("six heads, identity", (2, 12), lambda w: MultiHead(6), box=(-2.0, 2.0)),
     ),
     "fixed-attention": (
-        Case("plain", (3, 2), attends(), fixed=lambda: FIXED),
+        Case("plain", (3, 2), projected(), fixed=lambda: FIXED),
         Case("two heads", (3, 4), heads, fixed=lambda: torch.stack([FIXED, torch.full((3, 3), 1 / 3)])),
     ),
 }

@@ -75,6 +75,7 @@ def test_a_text_of_any_length_is_never_rounded_down(digits: str) -> None:
 @given(a=huge)
 def test_the_text_reads_back_exactly(a: Up) -> None:
     assert Up.of(str(a)) == a
+    assert str(a * 0) == "0"
 
 
 def test_exponents_go_far_beyond_float64() -> None:

@@ -71,7 +71,7 @@ class Up:
         return nearest if _decimal_or_inf(nearest) >= self.value else math.nextafter(nearest, math.inf)
 
     def __str__(self) -> str:
-        return str(self.value)
+        return str(self.value) if self.value else "0"  # decimal keeps 0E-18
 
 
 def _decimal_or_inf(value: float) -> Decimal:

@@ -45,7 +45,7 @@ def run_attack(checkpoint: Path, **given: Any) -> Campaign:
     import certkit
     from certkit.commands.loading import load_model
     from certkit.data import load
-    from certkit.machine import default_threads, usable
+    from certkit.machine import usable
 
     model, subject = load_model(checkpoint, factory=given["model"], allow_pickle=given["allow_pickle"])
     campaign: Campaign = certkit.attack(
@@ -57,7 +57,7 @@ def run_attack(checkpoint: Path, **given: Any) -> Campaign:
         suite=given["suite"],
         out=given["out"],
         seed=given["seed"],
-        threads=given["threads"] or default_threads(),  # as certify does: one audit, one thread count
+        threads=given["threads"],
         device=usable(given["device"]),
     )
     return campaign

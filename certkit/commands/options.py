@@ -39,7 +39,11 @@ seed = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of every random draw."
 )
 device = click.option("--device", default="cpu", show_default=True, help="Where the model runs, such as cpu or cuda:0.")
-threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads to pin; recorded.  [default: all]")
+threads = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="CPU threads to pin; recorded, as they can change the last digit of a sum.  [default: 1]",
+)
 factory = click.option(
     "--model",
     metavar="PACKAGE.MODULE:FACTORY",

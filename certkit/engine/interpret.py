@@ -14,7 +14,7 @@ from certkit.bounds.number import Up
 from certkit.bounds.spectral import absolute_sums, largest, row_differences, up
 from certkit.engine.execute import aten
 from certkit.engine.operators import argument, read
-from certkit.engine.program import Program, check_values
+from certkit.engine.program import Program, check_value
 from certkit.engine.reading import Graph, Reading, array
 from certkit.errors import RecordError, Refusal
 
@@ -47,8 +47,8 @@ class Interpreter:
         graph.step("input", first, [], attributes, {})
         for node in self.program.nodes:
             weights = (fixed or {}).get(node.name)
+            check_value(node, self.program.dtype)
             reading = read(node, graph) if weights is None else fixed_reading(node, graph, weights)
-            check_values(node, self.program.dtype)
             graph.step(reading.rule, node, reading.inputs, reading.attributes, reading.evidence)
         return Ledger(arithmetic, tuple(graph.steps), self.program.output.name, self._pairs(graph))
 

@@ -153,18 +153,17 @@ def _check_operator(node: Node) -> None:
         )
 
 
-def check_values(node: Node, dtype: torch.dtype) -> None:
-    """Values that depend on the input are real floating point of at least the model's own precision, and not empty."""
+def check_value(node: Node, dtype: torch.dtype) -> None:
+    """A value that depends on the input is real floating point of at least the model's own precision, and not empty."""
     value = node.meta.get("val")
-    for piece in value if isinstance(value, (list, tuple)) else [value]:
-        if not isinstance(piece, Tensor):
-            continue
-        if piece.dtype not in (dtype, torch.float64):
-            raise Refusal(
-                f"{module_path(node)}: {operator_name(node)} gives {piece.dtype} in a {dtype} model; that has no rule"
-            )
-        if piece.numel() == 0:
-            raise Refusal(f"{module_path(node)}: {operator_name(node)} gives a value without entries; that has no rule")
+    if not isinstance(value, Tensor):
+        return
+    if value.dtype not in (dtype, torch.float64):
+        raise Refusal(
+            f"{module_path(node)}: {operator_name(node)} gives {value.dtype} in a {dtype} model; that has no rule"
+        )
+    if value.numel() == 0:
+        raise Refusal(f"{module_path(node)}: {operator_name(node)} gives a value without entries; that has no rule")
 
 
 def _check_repeatable(node: Node) -> None:

@@ -96,6 +96,9 @@ class Graph:
         full = np.broadcast_to(values, shape)
         tokens = euclidean(full.reshape(-1, shape[-1]), axis=1)
         evidence = {"l2": frobenius(np.ascontiguousarray(full)), "token": float(tokens.max()), "linf": largest(full)}
+        if not isinstance(value, Node) and self.arithmetic == "float32":
+            # exact in float64, as the two numbers are near each other (Sterbenz)
+            evidence["rounding"] = abs(float(values) - float(np.float32(values)))
         attributes = {"shape": list(shape), "low": float(full.min()), "high": float(full.max())}
         return self.step("constant", node, [], attributes, evidence, suffix=f"constant{len(self.steps)}")
 

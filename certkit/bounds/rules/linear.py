@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from decimal import Decimal
 
@@ -40,16 +41,20 @@ def input_(inputs: Sequence[Bound], facts: Facts) -> Bound:
 
 @rule("constant")
 def constant(inputs: Sequence[Bound], facts: Facts) -> Bound:
-    """A value that does not depend on the input never moves: gain 0, size as measured, held exactly in float64."""
+    """A value that does not depend on the input never moves: gain 0, size as measured, held exactly in float64.
+
+    A number of the code such as 0.1 is rounded when the arithmetic is float32: each entry by ``rounding``, if that is stated.
+    """
     only(inputs, 0)
     shape = facts.shape()
     everything = frozenset(range(1, len(shape)))
+    off = facts.evidence.get("rounding", ZERO)
     norms = {
-        everything: Reach(facts.measured("l2"), ZERO, ZERO),
-        frozenset[int](): Reach(facts.measured("linf"), ZERO, ZERO),
+        everything: Reach(facts.measured("l2"), ZERO, off * Up.of(math.prod(shape)).sqrt()),
+        frozenset[int](): Reach(facts.measured("linf"), ZERO, off),
     }
     if len(shape) > 1:
-        norms[frozenset({len(shape) - 1})] = Reach(facts.measured("token"), ZERO, ZERO)
+        norms[frozenset({len(shape) - 1})] = Reach(facts.measured("token"), ZERO, off * Up.of(shape[-1]).sqrt())
     return bound(shape, norms, Interval.of(facts.attributes["low"], facts.attributes["high"]))
 
 
