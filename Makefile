@@ -45,8 +45,8 @@ wheel: $(STAMP)
 
 evidence: $(STAMP)
 	mkdir -p benchmarks/results
-	$(BIN)/python benchmarks/fuzz.py --cases 1000000 > benchmarks/results/fuzz.json
-	$(BIN)/python benchmarks/digits.py > benchmarks/results/digits.json
+	$(BIN)/python -m benchmarks.fuzz --cases 1000000 > benchmarks/results/fuzz.json
+	$(BIN)/python -m benchmarks.digits > benchmarks/results/digits.json
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,6 +1,6 @@
 """The digits preset beside a plain 1-Lipschitz MLP: same constraint, optimiser, loss, split, and the same sound bound.
 
-    python benchmarks/digits.py > benchmarks/results/digits.json
+    python -m benchmarks.digits > benchmarks/results/digits.json
 
 Prints, for each of several seeds, training time, clean accuracy, certified accuracy over a grid of l2 radii, the bound,
 and for the transformer what its attention is worth.
@@ -97,7 +97,7 @@ def main() -> None:
         machine = environment("cpu", threads).model_dump()
     print(
         json.dumps(
-            {"command": "python benchmarks/digits.py", "commit": commit, "environment": machine, "results": results},
+            {"command": "python -m benchmarks.digits", "commit": commit, "environment": machine, "results": results},
             indent=1,
         )
     )
