@@ -181,5 +181,5 @@ def commands(audit: Audit) -> tuple[str, ...]:
     return (
         "sha256sum CHECKPOINT/model.safetensors",
         again,
-        "sha256sum DIR/audit.json",
+        "python -m certkit.bounds.ledger DIR/certificate.json",
     )
