@@ -202,6 +202,7 @@ class Campaign:
     adversarial_prediction: Whole
     adversarial: Images
     by_attack: dict[str, Floats]
+    examples: dict[str, Images]
     summaries: tuple[AttackSummary, ...]
     units_planned: int
     units_executed: int
@@ -293,6 +294,7 @@ def gather(plan: Plan, blocks: Sequence[Sequence[Shard]], checks: tuple[Check, .
         adversarial_prediction=prediction,
         adversarial=adversarial,
         by_attack={spec.name: run.distance for spec, run in zip(plan.attacks, runs, strict=True)},
+        examples={spec.name: run.adversarial for spec, run in zip(plan.attacks, runs, strict=True)},
         summaries=tuple(
             _summary(spec, run, (winner == number) & (distance <= largest), largest)
             for number, (spec, run) in enumerate(zip(plan.attacks, runs, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from certkit.errors import RecordError, one_line
-from certkit.records import write_atomic
+from certkit.records import Ablation, Attention, CertifiedAt, Eps, Rate, write_atomic
+from certkit.statistics import rate
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,26 +45,30 @@ def margins(logits: NDArray[np.float64], pair_error: float) -> NDArray[np.float6
 
 
 def radii(logits: NDArray[np.float64], pair_gain: NDArray[np.float64], pair_error: float) -> NDArray[np.float64]:
-    """The radius around each sample inside which its top class stays on top, rounded down; 0 where none is proved.
+    """The largest radius found at which each sample's top class is proved to stay on top; 0 where none is proved.
 
-    Moving the input by r lowers logit i minus logit j by at most pair_gain[i, j] * r, so class i stays on top while that
-    is below its lead. Tsuzuku et al. 2018, arXiv 1802.04034; per pair as in Leino et al. 2021, arXiv 2102.08452.
+    Moving the input by r lowers logit i minus logit j by at most pair_gain[i, j] * r, so class i stays on top while
+    lead - error > up(r * gain), strictly. The quotient is stepped down until that holds, so that a sample is certified at
+    eps exactly when eps <= radius (rounding is monotone). Tsuzuku et al. 2018, arXiv 1802.04034; per pair as in Leino
+    et al. 2021, arXiv 2102.08452.
     """
     slack = margins(logits, pair_error)
     gains = pair_gain[logits.argmax(axis=1)]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        each = np.where(gains > 0, np.nextafter(slack / gains, -np.inf), np.where(slack > 0, np.inf, 0.0))
-    smallest = np.where((slack > 0).all(axis=1), each.min(axis=1, initial=np.inf), 0.0)
-    return np.asarray(np.clip(smallest, 0.0, np.finfo(np.float64).max))
+        each = np.where(gains > 0, slack / gains, np.inf)
+    found = np.where((slack > 0).all(axis=1), each.min(axis=1, initial=np.inf), 0.0)
+    found = np.minimum(found, np.finfo(np.float64).max)
+    for halving in range(54):  # one unit in the last place first, then twice as much each time, 0 at the end
+        rows = (found > 0) & ~_stays(found, slack, gains)
+        found[rows] = np.nextafter(found[rows] * (1 - 2.0 ** (halving - 53)), 0.0)
+    return np.asarray(found)
 
 
-def holds_at(
-    eps: float, logits: NDArray[np.float64], pair_gain: NDArray[np.float64], pair_error: float
-) -> NDArray[np.bool_]:
-    """Whether each sample's top class is proved to stay on top within eps: lead - error > up(eps * gain), strictly."""
-    gains = pair_gain[logits.argmax(axis=1)]
-    reach = np.where(gains > 0, np.nextafter(eps * gains, np.inf), 0.0)
-    return np.asarray((margins(logits, pair_error) > reach).all(axis=1))
+def _stays(radius: NDArray[np.float64], slack: NDArray[np.float64], gains: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """lead - error > up(radius * gain) for every other class."""
+    with np.errstate(over="ignore"):
+        reach = np.where(gains > 0, np.nextafter(radius[:, None] * gains, np.inf), 0.0)
+    return np.asarray((slack > reach).all(axis=1))
 
 
 def certify_rows(
@@ -84,6 +90,38 @@ def certify_rows(
         margin=np.where(np.isfinite(smallest), smallest, np.finfo(np.float64).max),
         radius=radii(logits, pair_gain, pair_error),
         logits=logits,
+    )
+
+
+def certified_counts(table: Certified, eps: Sequence[Eps]) -> tuple[CertifiedAt, ...]:
+    """How many samples are correct and proved to stay so, at each radius."""
+    counts = [int((table.correct & (table.radius >= e.value)).sum()) for e in eps]
+    return tuple(CertifiedAt(eps=e, certified=rate(n, len(table.label))) for e, n in zip(eps, counts, strict=True))
+
+
+def median_radius(table: Certified) -> float:
+    """The median certified radius, 0 counting for samples that are wrong; the lower one of two middle values."""
+    ordered = np.sort(np.where(table.correct, table.radius, 0.0))
+    return float(ordered[(len(ordered) - 1) // 2])
+
+
+def judged(
+    clean: Rate, certified: Sequence[CertifiedAt], ablations: tuple[Ablation, ...], spread: float, content_spread: float
+) -> Attention:
+    """What the ablations say of attention: see ``records.Attention``. A point is a hundredth of the samples."""
+
+    def costs(name: str) -> bool:
+        (found,) = (ablation for ablation in ablations if ablation.name == name)
+        after = {at.eps.value: at.certified.count for at in found.certified}
+        losses = [clean.count - found.clean.count, *(at.certified.count - after[at.eps.value] for at in certified)]
+        return any(100 * loss >= clean.total for loss in losses)
+
+    return Attention(
+        ablations=ablations,
+        largest_logit_spread=spread,
+        largest_content_spread=content_spread,
+        decorative=not (costs("uniform") or costs("removed")),
+        looks_at_content=costs("frozen"),
     )
 
 
@@ -109,7 +147,7 @@ def read(path: Path) -> Certified:
         columns = {name: table.column(name) for name in (f.name for f in fields(Certified))}
         flat = columns["logits"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         logits = flat.astype(np.float64).reshape(table.num_rows, -1)
-        return Certified(
+        found = Certified(
             index=columns["index"].to_numpy().astype(np.int64),
             label=columns["label"].to_numpy().astype(np.int64),
             predicted=columns["predicted"].to_numpy().astype(np.int64),
@@ -118,5 +156,9 @@ def read(path: Path) -> Certified:
             radius=columns["radius"].to_numpy().astype(np.float64),
             logits=logits,
         )
+        whole = (found.index >= 0) & (found.label >= 0) & (found.label < logits.shape[1])
+        if not (whole.all() and np.isfinite(logits).all()):
+            raise ValueError("an index, a label or a logit that cannot be")
+        return found
     except (OSError, KeyError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
         raise RecordError(f"{path.name}: not a table of certified samples ({one_line(error, 120)})") from None

@@ -102,7 +102,10 @@ def subject_of(module: nn.Module) -> Subject:
 
 
 def load_into(module: nn.Module, checkpoint: Checkpoint) -> None:
-    """Copy every tensor into the module. Raises CheckpointError unless names and shapes are the module's, all of them."""
+    """Copy every tensor into the module, in the module's own types.
+
+    Raises CheckpointError unless names and shapes are the module's, all of them, and no value would be rounded.
+    """
     expected, given, name = module.state_dict(), checkpoint.state, checkpoint.name
     missing = [key for key in expected if key not in given]
     unexpected = [key for key in given if key not in expected]
@@ -125,7 +128,8 @@ def load_into(module: nn.Module, checkpoint: Checkpoint) -> None:
                 f"{name}: tensor {one_line(key, 120)!r} is {_dtype(given[key])}, the model expects {_dtype(tensor)}; "
                 "a rounded copy would be another network"
             )
-    module.load_state_dict(given, assign=any(tensor.is_meta for tensor in expected.values()))
+    exact = {key: given[key].to(tensor.dtype) for key, tensor in expected.items()}
+    module.load_state_dict(exact, assign=any(tensor.is_meta for tensor in expected.values()))
 
 
 def _exact(given: torch.dtype, expected: torch.dtype) -> bool:

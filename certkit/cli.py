@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
 import sys
 import traceback
 from collections import UserDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import click
 
 from certkit import __version__
+from certkit.commands import output
 from certkit.errors import CertkitError, one_line
 
 COMMANDS = {
@@ -26,6 +29,7 @@ COMMANDS = {
     "report": "certkit.commands.report:report",
     "train": "certkit.commands.train:train",
 }
+TRUE = ("1", "true", "t", "yes", "y", "on")  # what click reads as a flag that is given
 
 
 class Lazy(UserDict[str, click.Command]):
@@ -44,7 +48,7 @@ class Main(click.Group):
     """Turns every error of a user into one line on stderr and its exit code, and every fault of ours into 70."""
 
     def main(self, args: Sequence[str] | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
-        """Run and exit; with ``--json`` an error is a JSON object on stdout as well."""
+        """Run and exit; with ``--json``, or its variable in the environment, an error is a JSON object on stdout as well."""
         words = list(sys.argv[1:] if args is None else args)
         extra["standalone_mode"] = False
         try:
@@ -53,30 +57,85 @@ class Main(click.Group):
         except click.exceptions.Exit as stop:
             code = stop.exit_code
         except click.ClickException as error:
-            error.show()
             code = error.exit_code
-            if "--json" in words:
-                click.echo(json.dumps({"error": error.format_message(), "exit_code": code}))
+            try:
+                error.show()
+            except OSError:
+                output.discard("stderr")
+            _as_json(error.format_message(), code, words)
         except (click.Abort, KeyboardInterrupt):
             code = _fail("interrupted; what was finished is kept", 130, words)
         except CertkitError as error:
             code = _fail(str(error), error.exit_code, words)
-        except BrokenPipeError:
-            code = 0
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the reader is gone; the interpreter flushes at exit
+        except _Unwritten as stop:
+            output.discard()
+            code = 0 if stop.reason.errno == errno.EPIPE else _fail(str(stop), 2, words)
+        except OSError as error:
+            _traceback()
+            code = _fail(_of_the_system(error), 2, words) if error.errno is not None else _fault(error, words)
         except Exception as error:  # noqa: BLE001 - the one place where a fault of certkit's own becomes an exit code
-            if os.environ.get("CERTKIT_TRACEBACK"):
-                traceback.print_exc()
-            fault = f"a fault of certkit's own: {type(error).__name__}: {one_line(error)}"
-            code = _fail(f"{fault}; CERTKIT_TRACEBACK=1 shows where, and a report of it is welcome", 70, words)
+            _traceback()
+            code = _fault(error, words)
         sys.exit(code)
+
+    def make_context(self, *words: Any, **extra: Any) -> click.Context:
+        """As click does; a stdout that cannot be written is told apart from every other error."""
+        with _writing():
+            return super().make_context(*words, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does; a stdout that cannot be written is told apart from every other error."""
+        with _writing():
+            return super().invoke(ctx)
+
+
+class _Unwritten(Exception):
+    """stdout cannot be written. click would turn a closed pipe into exit code 1 by itself."""
+
+    def __init__(self, reason: OSError) -> None:
+        super().__init__(f"stdout: could not be written ({reason.strerror or reason})")
+        self.reason = reason
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if output.unwritten(error):
+            raise _Unwritten(error) from None
+        raise
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the system refused, such as a name that is too long or a disk that is full."""
+    reason = error.strerror or one_line(error)
+    return reason if error.filename is None else f"{one_line(error.filename, 120)}: {reason}"
+
+
+def _traceback() -> None:
+    if os.environ.get("CERTKIT_TRACEBACK"):
+        output.note(traceback.format_exc())
+
+
+def _fault(error: Exception, words: Sequence[str]) -> int:
+    fault = f"a fault of certkit's own: {type(error).__name__}: {one_line(error)}"
+    return _fail(f"{fault}; CERTKIT_TRACEBACK=1 shows where, and a report of it is welcome", 70, words)
 
 
 def _fail(message: str, code: int, words: Sequence[str]) -> int:
-    click.echo(f"certkit: {one_line(message, 2000)}", err=True)
-    if "--json" in words and code not in (3, 4):  # those two follow a result that was already printed
-        click.echo(json.dumps({"error": message, "exit_code": code}))
+    output.note(f"certkit: {one_line(message, 2000)}")
+    if code not in (3, 4):  # those two follow a result that was already printed
+        _as_json(message, code, words)
     return code
+
+
+def _as_json(message: str, code: int, words: Sequence[str]) -> None:
+    """The error on stdout, if the command was asked to speak JSON, by its option or by the environment."""
+    variable = f"CERTKIT_{words[0].upper()}_JSON" if words else ""
+    if "--json" in words or os.environ.get(variable, "").strip().lower() in TRUE:
+        with suppress(CertkitError):  # stdout is full: stderr and the exit code have said it
+            output.put(json.dumps({"error": message, "exit_code": code}))
 
 
 @click.group(

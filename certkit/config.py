@@ -22,7 +22,7 @@ MAX_ENTRIES = 2**20  # a configuration from a stranger must not be able to ask f
 Positive = Annotated[float, Field(gt=0)]
 Extent = Annotated[int, Field(ge=1, le=2**16)]
 Depth = Annotated[int, Field(ge=0, le=256)]
-Steps = Annotated[int, Field(ge=1, le=10**9)]
+Steps = Annotated[int, Field(ge=1, le=10**7)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -78,7 +78,7 @@ class TrainingConfig(Section):
     entry_learning_rate: Positive = Field(0.01, description="Adam's, for biases and constant scores.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Of Muon.")
     steps: Steps = Field(800, description="Batches in all.")
-    batch: Steps = Field(128, description="Samples per step.")
+    batch: Extent = Field(128, description="Samples per step.")
     seed: Seed = Field(0, description="Of weights, batches and augmentation.")
     eps: Annotated[float, Field(ge=0)] = Field(0.35, description="l2 radius that the loss asks to be certified.")
     temperature: Positive = Field(0.1, description="Of the cross-entropy, in units of the Lipschitz bound.")

@@ -60,11 +60,12 @@ def usable(device: str) -> str:
     """The device, if torch can use it here. Raises ConfigError saying which ones it can."""
     import torch
 
+    here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    refusal = ConfigError(f"device {one_line(device)!r} cannot be used here; expected one of {', '.join(here)}")
+    if device not in here and not (device == "cuda" and len(here) > 1):
+        raise refusal  # torch knows devices that hold no values, such as meta
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError):
-        here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        raise ConfigError(
-            f"device {one_line(device)!r} cannot be used here; expected one of {', '.join(here)}"
-        ) from None
+        raise refusal from None
     return device

@@ -11,11 +11,13 @@ import hashlib
 import json
 import math
 import os
+import re
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from certkit.errors import CertkitError, ConfigError, RecordError, one_line
 
@@ -52,33 +54,68 @@ class Data(Record):
     classes: tuple[str, ...]
 
 
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?|[+-]?\d+/\d+", re.ASCII)
+MAX_NUMBER = 100
+
+
+def rounded_up(text: str) -> float:
+    """The smallest float64 that is not below the number: ``36/255`` and ``0.3`` lie between two floats.
+
+    Raises ConfigError for anything negative, beyond float64, or not a number.
+    """
+    shown = one_line(text, 40)
+    if len(text) > MAX_NUMBER or not _NUMBER.fullmatch(text):
+        raise ConfigError(f"eps {shown!r} is not a number; expected 0.25 or 36/255")
+    try:
+        exact = Fraction(text)
+    except ZeroDivisionError:
+        raise ConfigError(f"eps {shown!r} is not a number; expected 0.25 or 36/255") from None
+    if exact < 0:
+        raise ConfigError(f"eps {shown} is negative; a radius is 0 or more")
+    try:
+        value = float(exact)
+    except OverflowError:
+        value = math.inf
+    value = math.nextafter(value, math.inf) if value < math.inf and Fraction(value) < exact else value
+    if math.isinf(value):
+        raise ConfigError(f"eps {shown} is too large for a float64")
+    return value
+
+
 class Eps(Record):
     """A radius as it was asked for, and the smallest float64 that is not below it."""
 
     text: str
     value: Annotated[float, Field(ge=0)]
 
-    @classmethod
-    def of(cls, text: str | float | Fraction) -> Eps:
-        """``36/255``, ``0.25`` or a number, rounded up, so that certifying at the float certifies at the fraction.
+    @model_validator(mode="after")
+    def _agrees(self) -> Eps:
+        try:
+            if rounded_up(self.text) == self.value:
+                return self
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        raise ValueError(f"value {self.value} is not {one_line(self.text, 40)} rounded up")
 
-        Raises ConfigError for anything negative, infinite, or not a number.
-        """
-        try:
-            exact = Fraction(text.strip() if isinstance(text, str) else text)
-        except (ValueError, ZeroDivisionError, OverflowError):
-            raise ConfigError(f"eps {one_line(text)!r} is not a number; expected 0.25 or 36/255") from None
-        if exact < 0:
-            raise ConfigError(f"eps {one_line(text)} is negative; a radius is 0 or more")
-        try:
-            value = float(exact)
-        except OverflowError:
-            raise ConfigError(f"eps {one_line(text)} is too large for a float64") from None
-        if Fraction(value) < exact:
-            value = math.nextafter(value, math.inf)
-        if math.isinf(value):
-            raise ConfigError(f"eps {one_line(text)} is too large for a float64")
-        return cls(text=str(text).strip(), value=value)
+    @classmethod
+    def of(cls, given: str | float | Fraction) -> Eps:
+        """The radius of a text or number; a float means the decimal it is printed as. Raises ConfigError."""
+        if isinstance(given, bool) or not isinstance(given, (str, int, float, Fraction)):
+            raise ConfigError(f"eps {one_line(repr(given), 40)} is not a number; expected 0.25 or 36/255")
+        text = str(given).strip()
+        return cls(text=text, value=rounded_up(text))
+
+
+def radii(given: Sequence[str | float | Fraction]) -> tuple[Eps, ...]:
+    """The radii in ascending order, each value once. Raises ConfigError for none, or for one that cannot be meant."""
+    if isinstance(given, str):
+        raise ConfigError(
+            f"eps {one_line(given, 40)!r} is one text; expected a list of radii such as ['0.25', '36/255']"
+        )
+    found = {eps.value: eps for eps in map(Eps.of, given)}
+    if not found:
+        raise ConfigError("no eps was given; expected at least one radius such as 0.25 or 36/255")
+    return tuple(found[value] for value in sorted(found))
 
 
 class Threat(Record):
@@ -99,11 +136,17 @@ class Rate(Record):
     low: Annotated[float, Field(ge=0, le=1)]
     high: Annotated[float, Field(ge=0, le=1)]
 
+    @model_validator(mode="after")
+    def _is_a_share(self) -> Rate:
+        if self.count > self.total or self.low > self.high:
+            raise ValueError(f"{self.count} of {self.total} in [{self.low}, {self.high}] is no share with its interval")
+        return self
+
 
 class File(Record):
     """A file beside this record, by name and digest."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+    name: Annotated[str, StringConstraints(pattern=r"^[\w-]+(\.[\w-]+)*(/[\w-]+(\.[\w-]+)*)*$")]
     sha256: Sha256
 
 
@@ -238,10 +281,11 @@ class AttackSummary(Record):
 
 
 class Contradiction(Record):
-    """An adversarial example inside a certified radius.
+    """An input inside a certified radius that the deployed program gets wrong.
 
-    It refutes the exact claim when the reference float64 margin is below minus its own error; otherwise it is a float
-    gap: the deployed program errs where the exact function does not.
+    It refutes the exact claim when its reference float64 margin is below minus the margin's own error; otherwise it is a
+    float gap: the deployed program errs where the exact function does not. ``attack`` is ``clean`` and ``example`` None
+    where the program errs on the sample itself, at distance 0.
     """
 
     index: Count
@@ -250,7 +294,7 @@ class Contradiction(Record):
     radius: float
     refutes: Literal["exact arithmetic", "float gap"]
     reference_margin: float
-    example: File
+    example: File | None
 
 
 class Sample(Record):
@@ -274,7 +318,7 @@ class CurvePoint(Record):
 
 
 class LedgerRow(Record):
-    """One step of the ledger as people read it; numbers are outward-rounded decimal texts in the step's best norm."""
+    """One step of the ledger as people read it; numbers are decimal texts, rounded up, in the threat's norm."""
 
     node: str
     module: str

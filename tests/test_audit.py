@@ -132,8 +132,27 @@ def test_an_edited_radius_is_refused_even_when_its_digest_was_edited_too(copy: P
         (
             lambda c: c["certified"][0]["certified"].update(count=0),
             Tampered,
-            "a count is not the one that the samples give",
+            "certified is not what the samples and the ledger give",
         ),
+        (
+            lambda c: c["clean"].update(low=0.99, high=1.0),
+            Tampered,
+            "clean is not what the samples and the ledger give",
+        ),
+        (lambda c: c.update(median_radius=5.0), Tampered, "median_radius is not what the samples and the ledger give"),
+        (
+            lambda c: c.update(input_shape=[3, 2, 2]),
+            Tampered,
+            "input_shape is not what the samples and the ledger give",
+        ),
+        (lambda c: c.update(certified=[]), Tampered, "certified is not what the samples and the ledger give"),
+        (lambda c: c["clean"].update(total=1), RecordError, "clean: Value error, 24 of 1 in"),
+        (
+            lambda c: c["threat"]["eps"][0].update(text="8.0"),
+            RecordError,
+            "threat.eps.0: Value error, value 0.01 is not 8.0",
+        ),
+        (lambda c: c["table"].update(name="x/../../etc"), RecordError, "table.name: String should match pattern"),
         (
             lambda c: c["threat"].update(box=[0.0, 0.5]),
             Tampered,
@@ -159,8 +178,40 @@ def test_a_float32_only_hit_is_a_float_gap_and_not_a_refutation(
         model[1].bias += 1e6  # type: ignore[index,operator]
     data = labelled_by(linear(), samples(200))
     audit = full(model, data, tmp_path)
-    assert audit.verdict != "REFUTED"
-    assert {c.refutes for c in audit.contradictions} <= {"float gap"}
+    assert audit.verdict == "NOT REFUTED"
+    assert {c.refutes for c in audit.contradictions} == {"float gap"}
+    assert f"on {len(audit.contradictions)} certified samples the deployed program errs" in audit.verdict_reason
+    assert {c.attack for c in audit.contradictions} >= {"clean"}
+    (soundness,) = (check for check in audit.checks if check.id == "EV22")
+    assert soundness.status == "flag"
+
+
+def test_another_checkpoint_cannot_turn_a_refutation_into_silence(copy: Path, audited: tuple[Path, nn.Module]) -> None:
+    enlarge(copy, load(Certificate, copy / "certificate.json"))
+    with pytest.raises(
+        RecordError, match="the model given is not the checkpoint that was certified: its weights differ"
+    ):
+        certkit.audit(copy, model=linear(seed=1))
+
+
+def test_a_campaign_that_did_not_try_the_claimed_radius_does_not_count(tmp_path: Path) -> None:
+    model = linear()
+    certkit.certify(model, samples(), eps=["0.3"], out=tmp_path)
+    certkit.attack(model, samples(), norm="l2", eps=["0.1"], out=tmp_path)
+    with pytest.raises(RecordError, match=r"the campaign attacked up to 0\.1, the certificate speaks of 0\.3"):
+        certkit.audit(tmp_path, model=model)
+
+
+def test_a_sample_is_certified_at_its_own_radius_and_not_beyond(audited: tuple[Path, nn.Module]) -> None:
+    certificate = load(Certificate, audited[0] / "certificate.json")
+    table = certified.read(audited[0] / "certified.parquet")
+    gains = np.array(certificate.pair_gain)[table.predicted]
+    slack = certified.margins(table.logits, certificate.pair_error)
+    held = table.radius > 0
+    assert held.any()
+    assert (slack > np.where(gains > 0, np.nextafter(table.radius[:, None] * gains, np.inf), 0)).all(axis=1)[held].all()
+    further = np.nextafter(table.radius * (1 + 1e-15), np.inf)
+    assert not (slack > np.where(gains > 0, np.nextafter(further[:, None] * gains, np.inf), 0)).all(axis=1)[held].any()
 
 
 def test_hits_without_the_model_say_what_to_run(copy: Path, audited: tuple[Path, nn.Module]) -> None:
@@ -175,8 +226,8 @@ def enlarge(folder: Path, certificate: Certificate) -> None:
     from certkit.bounds import ledger as ledgers
     from certkit.bounds.ledger import Ledger, Pairs, pair_gains
     from certkit.bounds.number import Up
-    from certkit.certified import certify_rows
-    from certkit.engine.certify import certified_counts, pair_matrix
+    from certkit.certified import certified_counts, certify_rows, median_radius
+    from certkit.engine.certify import pair_matrix
     from certkit.records import File
 
     old = ledgers.from_json(certificate.ledger)
@@ -193,7 +244,8 @@ def enlarge(folder: Path, certificate: Certificate) -> None:
     changes = {
         "ledger": ledgers.to_json(forged),
         "pair_gain": tuple(tuple(float(g) for g in row) for row in matrix),
-        "certified": certified_counts(table, certificate.threat, matrix, certificate.pair_error),
+        "certified": certified_counts(table, certificate.threat.eps),
+        "median_radius": median_radius(table),
         "table": File(name="certified.parquet", sha256=digest_file(folder / "certified.parquet")),
     }
     save(certificate.model_copy(update=changes), folder / "certificate.json")
@@ -204,6 +256,7 @@ def test_a_consistent_forgery_is_refuted_by_the_campaign(copy: Path, audited: tu
     audit = certkit.audit(copy, model=audited[1])
     assert audit.verdict == "REFUTED"
     first = audit.contradictions[0]
+    assert first.example is not None
     assert first.refutes == "exact arithmetic"
     assert first.distance < first.radius
     example = np.load(copy / first.example.name, allow_pickle=False)

@@ -188,6 +188,17 @@ def test_a_narrower_float_is_copied_exactly() -> None:
     assert torch.equal(target.state_dict()["0.weight"], half.float())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_narrower_float_becomes_the_models_type_in_a_module_without_storage(dtype: torch.dtype) -> None:
+    halves = {key: value.to(dtype) for key, value in model().state_dict().items()}
+    with torch.device("meta"):
+        target = model()
+    load_into(target, checkpoint.Checkpoint(halves, None, "0" * 64, "model.safetensors"))
+    for name, tensor in target.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, halves[name].float())
+
+
 # --- headers
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,9 +21,10 @@ from certkit import checkpoint
 from certkit.bounds.bound import Bound, bound
 from certkit.bounds.rules import RULES
 from certkit.cli import COMMANDS, main
+from certkit.commands import options
 from certkit.config import preset
 from certkit.models import create
-from certkit.records import Audit, load
+from certkit.records import Ablation, Attention, Audit, Rate, load
 from tests.networks import SixHeads
 
 
@@ -100,6 +103,9 @@ def test_the_steps_one_by_one_give_the_same_audit(digits: Path, tmp_path: Path) 
         (["certify", "{ck}", "--eps", "x", "--out", "{out}"], "certkit: eps 'x' is not a number; expected 0.25 or 36/255"),
         (["certify", "{ck}", "--eps", ",", "--out", "{out}"], "certkit: no eps was given; expected at least one radius such as"),
         (["certify", "{ck}", "--device", "cuda:7", "--out", "{out}"], "certkit: device 'cuda:7' cannot be used here; expected one of cpu"),
+        (["certify", "{ck}", "--device", "meta", "--out", "{out}"], "certkit: device 'meta' cannot be used here; expected one of cpu"),
+        (["audit", "{ck}", "--suite", "quik", "--out", "{out}"], "did you mean 'quick'?"),
+        (["train", "--preset", "digits-vit", "--set", "training.batch=1000000000", "--out", "{out}"], "certkit: --set: training.batch: expected an integer >= 1 and <= 65536, got 1000000000"),
         (["certify", "{ck}", "--model", "nowhere", "--out", "{out}"], "certkit: --model 'nowhere' is not of the form package.module:factory"),
         (["certify", "{ck}", "--model", "math:pi", "--out", "{out}"], "certkit: --model math:pi: TypeError: 'float' object is not callable"),
         (["certify", "{ck}", "--model", "builtins:dict", "--out", "{out}"], "certkit: --model builtins:dict returned a dict; expected a torch.nn.Module"),
@@ -126,6 +132,39 @@ def test_an_error_is_json_too_when_json_is_asked_for(digits: Path, tmp_path: Pat
     assert json.loads(result.stdout) == {"error": "eps -1 is negative; a radius is 0 or more", "exit_code": 2}
 
 
+def test_an_error_is_json_too_when_the_environment_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {"error": "Missing argument 'CHECKPOINT'.", "exit_code": 2}
+    for value, spoken in (("1", True), ("yes", True), ("0", False)):
+        monkeypatch.setenv("CERTKIT_CERTIFY_JSON", value)
+        assert (run("certify").stdout == json.dumps(expected) + "\n") is spoken
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["report", LONG],
+        ["report", "{out}", "--checkpoint", LONG],
+        ["certify", LONG, "--out", "{out}"],
+        ["certify", "{ck}", "--limit", "2", "--out", "{out}/" + LONG],
+        ["certify", "{ck}", "--data", "./" + LONG, "--out", "{out}"],
+        ["attack", LONG, "--out", "{out}"],
+        ["attack", "{ck}", "--limit", "2", "--out", "{out}/" + LONG],
+        ["audit", LONG, "--out", "{out}"],
+        ["audit", "{ck}", "--limit", "2", "--out", "{out}/" + LONG],
+        ["train", LONG, "--out", "{out}"],
+    ],
+)
+def test_a_name_that_is_too_long_is_one_line_and_exit_code_2(words: list[str], digits: Path, tmp_path: Path) -> None:
+    result = run(*(word.format(ck=digits, out=tmp_path / "out") for word in words))
+    assert result.exit_code == 2
+    assert result.stderr.startswith("certkit: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert "fault" not in result.stderr
+
+
 def test_a_usage_error_is_json_too_when_json_is_asked_for() -> None:
     assert json.loads(run("certify", "--json").stdout) == {"error": "Missing argument 'CHECKPOINT'.", "exit_code": 2}
 
@@ -135,6 +174,145 @@ def test_a_fault_of_our_own_is_exit_code_70(monkeypatch: pytest.MonkeyPatch) -> 
     result = run("presets")
     assert result.exit_code == 70
     assert result.stderr.startswith("certkit: a fault of certkit's own: ZeroDivisionError: division by zero")
+
+
+# --- what people read
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "down", "up"),
+    [
+        (3599, 3600, "3599/3600 = 99.9 %", "3599/3600 = 100.0 %"),
+        (3600, 3600, "3600/3600 = 100.0 %", "3600/3600 = 100.0 %"),
+        (331, 360, "331/360 = 91.9 %", "331/360 = 92.0 %"),
+        (1, 3000, "1/3000 = 0.0 %", "1/3000 = 0.1 %"),
+        (0, 0, "0/0 = 0.0 %", "0/0 = 0.0 %"),
+    ],
+)
+def test_a_share_is_rounded_to_the_side_that_claims_less(count: int, total: int, down: str, up: str) -> None:
+    rate = Rate.model_construct(count=count, total=total)
+    assert (options.share(rate), options.share(rate, up=True)) == (down, up)
+
+
+@pytest.mark.parametrize(
+    ("decorative", "looks", "said"),
+    [
+        (True, False, ["attention is decorative here: uniform weights or no branch cost less than a point"]),
+        (False, False, ["attention mixes positions here: frozen at its mean, it does as well"]),
+        (False, True, []),
+    ],
+)
+def test_what_attention_is_worth_is_said_where_it_is_less_than_its_name(
+    decorative: bool, looks: bool, said: list[str]
+) -> None:
+    none: tuple[Ablation, ...] = ()
+    attention = Attention(
+        ablations=none, largest_logit_spread=1, largest_content_spread=1, decorative=decorative, looks_at_content=looks
+    )
+    assert options.worth(attention) == said
+    assert options.worth(None) == []
+
+
+# --- one folder, one audit
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def audited(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("audited")
+    assert run("audit", digits, "--limit", 8, "--eps", "0.05", "--out", out).exit_code == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    ("changes", "differ"),
+    [
+        (["--seed", "1"], "seed"),
+        (["--limit", "9"], "data"),
+        (["--norm", "linf"], "norm, attacks"),
+        (["--eps", "0.05,0.1"], "eps"),
+        (["--threads", "2"], "threads"),
+    ],
+)
+def test_an_audit_into_the_folder_of_another_campaign_changes_nothing(
+    changes: list[str], differ: str, digits: Path, audited: Path
+) -> None:
+    before = contents(audited)
+    result = run("audit", digits, "--limit", 8, "--eps", "0.05", "--out", audited, *changes)
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"certkit: {audited / 'campaign'}: holds another campaign (they differ in {differ}); choose another --out; "
+        "nothing was changed\n"
+    )
+    assert contents(audited) == before
+
+
+def test_a_new_certificate_does_not_keep_the_old_audit_and_report(digits: Path, audited: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(audited, tmp_path / "out")
+    (out / "notes.txt").write_text("mine")
+    assert run("certify", digits, "--limit", 8, "--eps", "0.1", "--out", out).exit_code == 0
+    assert {path.name for path in out.iterdir()} == {"campaign", "certificate.json", "certified.parquet", "notes.txt"}
+
+
+def test_a_report_that_is_nobodys_is_left_alone(digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    assert run("certify", digits, "--limit", 8, "--out", tmp_path).exit_code == 0
+    assert (tmp_path / "report.html").read_text() == "mine"
+
+
+def test_a_report_with_another_checkpoint_is_refused(digits: Path, audited: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    run_ = preset("digits-vit")
+    checkpoint.write(tmp_path, create(run_.model).state_dict(), run_.model_dump(mode="json"))
+    assert run("report", audited, "--checkpoint", digits).exit_code == 0
+    result = run("report", audited, "--checkpoint", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr == ("certkit: the model given is not the checkpoint that was certified: its weights differ\n")
+
+
+# --- stdout that nobody reads, or that is full
+
+
+BREAKS = "from certkit.bounds.rules import RULES; from tests.test_cli import heads_ignored; RULES['attention'] = heads_ignored; "
+
+
+def ended(words: list[str], stdout: str, *, setup: str = "") -> tuple[int, str]:
+    """Exit code and stderr of the command in a process of its own, its stdout a closed pipe or a full device."""
+    program = [sys.executable, "-c", f"import sys; {setup}from certkit.cli import main; main()", *words]
+    if stdout == "closed pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+    else:
+        writer = os.open("/dev/full", os.O_WRONLY)
+    try:
+        done = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    finally:
+        os.close(writer)
+    return done.returncode, done.stderr
+
+
+ROOT = Path(__file__).parent.parent
+FULL = "certkit: stdout: could not be written (No space left on device)\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["presets"], ["--help"], ["presets", "--help"], ["--version"], ["presets", "--json"]]
+)
+def test_a_reader_who_left_is_no_error_and_a_full_device_is_one_line(words: list[str]) -> None:
+    assert ended(words, "closed pipe") == (0, "")
+    assert ended(words, "full device") == (2, FULL)
+
+
+def test_an_error_keeps_its_exit_code_whoever_listens() -> None:
+    words = ["report", "nowhere", "--json"]
+    for stdout in ("closed pipe", "full device"):
+        code, said = ended(words, stdout)
+        assert code == 2
+        assert said.startswith("certkit: nowhere: no certificate.json")
+        assert len(said.splitlines()) == 1
 
 
 class Tangent(torch.nn.Module):
@@ -201,3 +379,9 @@ def test_a_bound_that_ignores_heads_is_refuted_by_the_campaign(tmp_path: Path, m
     assert audit.verdict == "REFUTED"
     assert all((tmp_path / "broken" / c.example.name).is_file() for c in audit.contradictions)
     assert "REFUTED" in (tmp_path / "broken" / "report.html").read_text()
+    for stdout in ("closed pipe", "full device"):  # the verdict is the exit code, whether or not it could be printed
+        report = ["report", str(tmp_path / "broken"), "--checkpoint", str(file), "--model", "tests.networks:SixHeads"]
+        code, said = ended(report, stdout, setup=BREAKS)
+        assert code == 4
+        assert said.startswith("certkit: ")
+        assert len(said.splitlines()) == 1

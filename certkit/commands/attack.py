@@ -11,6 +11,7 @@ from certkit.commands import options
 
 if TYPE_CHECKING:
     from certkit.campaign import Campaign
+    from certkit.commands.loading import Inputs
 
 
 @click.command()
@@ -36,24 +37,24 @@ def attack(checkpoint: Path, **given: Any) -> None:
     Writes the plan, one Parquet shard per unit of work and the campaign's checks on itself to --out/campaign. The same
     command after an interruption runs only what is missing.
     """
-    campaign = run_attack(checkpoint, **given)
+    from certkit.commands.loading import load_inputs
+
+    campaign = run_attack(load_inputs(checkpoint, given), **given)
     options.say(campaign.summary(), lines(campaign, given["out"]), json=given["json"])
 
 
-def run_attack(checkpoint: Path, **given: Any) -> Campaign:
+def run_attack(inputs: Inputs, **given: Any) -> Campaign:
     """The command's work, which audit does as well."""
     import certkit
-    from certkit.commands.loading import load_model
-    from certkit.data import load
     from certkit.machine import usable
+    from certkit.records import radii
 
-    model, subject = load_model(checkpoint, factory=given["model"], allow_pickle=given["allow_pickle"])
     campaign: Campaign = certkit.attack(
-        model,
-        load(given["data"], given["split"], limit=given["limit"]),
-        subject=subject,
+        inputs.model,
+        inputs.data,
+        subject=inputs.subject,
         norm=given["norm"],
-        eps=options.radii(given["eps"]),
+        eps=[radius.text for radius in radii(options.radii(given["eps"]))],
         suite=given["suite"],
         out=given["out"],
         seed=given["seed"],
@@ -71,5 +72,5 @@ def lines(campaign: Campaign, out: Path) -> list[str]:
     found = [f"clean accuracy      {options.share(rate(int(campaign.clean_correct.sum()), total))}"]
     for eps in campaign.plan.threat.eps:
         robust = int(campaign.robust(eps.value).sum())
-        found.append(f"attacked at {eps.text:<8}{options.share(rate(robust, total))}")
+        found.append(f"attacked at {eps.text:<8}{options.share(rate(robust, total), up=True)}")
     return [*found, f"wrote {out / 'campaign'}"]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from certkit.commands import options
-from certkit.errors import EvaluationInvalid, Refuted
+from certkit.errors import ConfigError, EvaluationInvalid, Refuted
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from certkit.records import Audit
+    from certkit.commands.loading import Inputs
+    from certkit.records import Audit, Subject
 
 
 @click.command()
@@ -41,25 +43,58 @@ def audit(checkpoint: Path, **given: Any) -> None:
     """
     from certkit.commands.attack import run_attack
     from certkit.commands.certify import run_certify
-    from certkit.commands.loading import load_model
+    from certkit.commands.loading import load_inputs
 
-    run_certify(checkpoint, **given)
-    run_attack(checkpoint, **given)
-    model, _ = load_model(checkpoint, factory=given["model"], allow_pickle=given["allow_pickle"])
-    finish(given["out"], model, json=given["json"])
+    inputs = load_inputs(checkpoint, given)
+    resumable(inputs, given)
+    run_certify(inputs, **given)
+    run_attack(inputs, **given)
+    finish(given["out"], inputs.model, inputs.subject, json=given["json"])
 
 
-def finish(directory: Path, model: nn.Module | None, *, json: bool) -> None:
-    """Reconcile, render, say what came of it, and raise what the exit code must tell."""
+def resumable(inputs: Inputs, given: dict[str, Any]) -> None:
+    """Raises ConfigError when --out holds another campaign than the one asked for, before anything there is replaced."""
+    from certkit.machine import THREADS, usable
+    from certkit.records import Plan, load, radii
+
+    suite = importlib.import_module("certkit.attacks.suites").suite  # by name, as certkit itself: attacks stands above
+    asked = {
+        "subject": inputs.subject,
+        "data": inputs.data.record,
+        "norm": given["norm"],
+        "box": inputs.data.box,
+        "eps": radii(options.radii(given["eps"])),
+        "suite": given["suite"],
+        "attacks": suite(given["suite"], given["norm"]),
+        "seed": given["seed"],
+        "threads": given["threads"] or THREADS,
+        "device": usable(given["device"]),
+    }
+    path = given["out"] / "campaign" / "plan.json"
+    if not path.is_file():
+        return
+    held = load(Plan, path)
+    stored = {**dict(held), **dict(held.threat)}
+    if differ := [name for name, value in asked.items() if stored[name] != value]:
+        raise ConfigError(
+            f"{path.parent}: holds another campaign (they differ in {', '.join(differ)}); choose another --out; "
+            "nothing was changed"
+        )
+
+
+def finish(directory: Path, model: nn.Module | None, subject: Subject | None, *, json: bool) -> None:
+    """Reconcile, render, say what came of it, and raise what the exit code must tell, whether or not it could be said."""
     import certkit
 
-    found = certkit.audit(directory, model=model)
+    found = certkit.audit(directory, model=model, subject=subject)
     page = certkit.report(directory)
-    options.say(found, [*lines(found), f"report  {page}"], json=json)
-    if found.verdict == "REFUTED":
-        raise Refuted(f"{found.verdict_reason}; the examples are in {directory / 'refutations'}")
-    if found.verdict == "INCONCLUSIVE":
-        raise EvaluationInvalid(found.verdict_reason)
+    try:
+        options.say(found, [*lines(found), f"report  {page}"], json=json)
+    finally:
+        if found.verdict == "REFUTED":
+            raise Refuted(f"{found.verdict_reason}; the examples are in {directory / 'refutations'}")
+        if found.verdict == "INCONCLUSIVE":
+            raise EvaluationInvalid(found.verdict_reason)
 
 
 def lines(audit: Audit) -> list[str]:
@@ -67,8 +102,6 @@ def lines(audit: Audit) -> list[str]:
     found = [f"{audit.verdict}: {audit.verdict_reason}", f"clean accuracy  {options.share(audit.clean)}"]
     found.append(f"{'eps (' + audit.threat.norm + ')':<12}{'certified':<22}{'under attack':<22}")
     for point in audit.curve:
-        attacked = "not evaluated" if point.attacked is None else options.share(point.attacked)
+        attacked = "not evaluated" if point.attacked is None else options.share(point.attacked, up=True)
         found.append(f"{point.eps.text:<12}{options.share(point.certified):<22}{attacked:<22}")
-    if audit.attention is not None and audit.attention.decorative:
-        found.append("attention is decorative here: uniform weights or no branch cost less than a point")
-    return found
+    return [*found, *options.worth(audit.attention)]

@@ -10,6 +10,7 @@ import click
 from certkit.commands import options
 
 if TYPE_CHECKING:
+    from certkit.commands.loading import Inputs
     from certkit.records import Certificate
 
 
@@ -34,28 +35,32 @@ def certify(checkpoint: Path, **given: Any) -> None:
     Writes certificate.json (with the layerwise ledger) and certified.parquet (a radius per sample) to --out. Certificates
     are always computed on the CPU in float64; --device is where the model is run beside its exported graph.
     """
-    certificate = run_certify(checkpoint, **given)
+    from certkit.commands.loading import load_inputs
+
+    certificate = run_certify(load_inputs(checkpoint, given), **given)
     options.say(certificate, lines(certificate, given["out"]), json=given["json"])
 
 
-def run_certify(checkpoint: Path, **given: Any) -> Certificate:
-    """The command's work, which audit does as well."""
-    import certkit
-    from certkit.commands.loading import load_model
-    from certkit.data import load
-    from certkit.machine import usable
+def run_certify(inputs: Inputs, **given: Any) -> Certificate:
+    """The command's work, which audit does as well.
 
-    model, subject = load_model(checkpoint, factory=given["model"], allow_pickle=given["allow_pickle"])
-    model.to(usable(given["device"]))
-    return certkit.certify(
-        model,
-        load(given["data"], given["split"], limit=given["limit"]),
-        eps=options.radii(given["eps"]),
-        norm=given["norm"],
-        out=given["out"],
-        subject=subject,
-        threads=given["threads"],
+    The audit and the report of an older certificate go first: they must not stand beside a new one that they do not tell of.
+    """
+    import certkit
+    from certkit.machine import usable
+    from certkit.records import radii
+
+    model = inputs.model.to(usable(given["device"]))
+    eps = [radius.text for radius in radii(options.radii(given["eps"]))]
+    out: Path = given["out"]
+    if (out / "certificate.json").is_file():
+        for name in ("audit.json", "report.html"):
+            (out / name).unlink(missing_ok=True)
+    certificate = certkit.certify(
+        model, inputs.data, eps=eps, norm=given["norm"], out=out, subject=inputs.subject, threads=given["threads"]
     )
+    model.cpu()
+    return certificate
 
 
 def lines(certificate: Certificate, out: Path) -> list[str]:
@@ -63,6 +68,8 @@ def lines(certificate: Certificate, out: Path) -> list[str]:
     found = [f"clean accuracy      {options.share(certificate.clean)}"]
     for point in certificate.certified:
         found.append(f"certified at {point.eps.text:<7}{options.share(point.certified)}")
-    if certificate.attention is not None and certificate.attention.decorative:
-        found.append("attention is decorative here: uniform weights or no branch cost less than a point")
-    return [*found, f"wrote {out / 'certificate.json'} and {out / 'certified.parquet'}"]
+    return [
+        *found,
+        *options.worth(certificate.attention),
+        f"wrote {out / 'certificate.json'} and {out / 'certified.parquet'}",
+    ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from certkit.commands import options
+from certkit.commands import options, output
 
 EPS = "0.1,0.25,0.5,0.75"
 
@@ -31,9 +31,9 @@ def demo(out: Path, threads: int | None, json: bool) -> None:
     from certkit.commands.audit import audit
 
     checkpoint = out / "checkpoint"
-    click.echo("training the preset digits-vit", err=True)
+    output.note("training the preset digits-vit")
     trained = certkit.train(config.preset("digits-vit"), out=checkpoint, threads=threads)
-    click.echo(f"trained in {trained.provenance.seconds:.0f} s; certifying and attacking", err=True)
+    output.note(f"trained in {trained.provenance.seconds:.0f} s; certifying and attacking")
     words = [str(checkpoint), "--eps", EPS, "--out", str(out / "audit")]
     words += ["--threads", str(threads)] if threads else []
     words += ["--json"] if json else []

@@ -28,11 +28,9 @@ OPTIONAL = {
     # import name: (distribution, what it adds, the command that installs it)
     "auto_LiRPA": (
         "auto_LiRPA",
-        "bounds of an independent method beside ours",
+        "for cross-checks to come; nothing reads it yet",
         "pip install --no-deps auto_LiRPA==0.3",
     ),
-    "transformers": ("transformers", "Hugging Face architectures", "pip install transformers"),
-    "numba": ("numba", "Brendel-Bethge attacks of Foolbox", "pip install numba"),
 }
 
 

@@ -5,15 +5,34 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from certkit.errors import CheckpointError, ConfigError, one_line
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from certkit.data import Dataset
     from certkit.records import Subject
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """What certify, attack and audit work on: a network in eval mode on the CPU, its identity, and the samples."""
+
+    model: nn.Module
+    subject: Subject
+    data: Dataset
+
+
+def load_inputs(checkpoint: Path, given: dict[str, Any]) -> Inputs:
+    """The network and the samples that the options name, read once."""
+    from certkit.data import load
+
+    model, subject = load_model(checkpoint, factory=given["model"], allow_pickle=given["allow_pickle"])
+    return Inputs(model, subject, load(given["data"], given["split"], limit=given["limit"]))
 
 
 def load_model(
@@ -55,7 +74,7 @@ def _made(factory: str) -> nn.Module:
     sys.path.insert(0, os.getcwd())  # as python -m does: the user's own module usually stands beside the checkpoint
     try:
         made = getattr(importlib.import_module(module_name), attribute)()
-    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
         raise ConfigError(f"--model {one_line(factory)}: {type(error).__name__}: {one_line(error)}") from None
     finally:
         sys.path.remove(os.getcwd())

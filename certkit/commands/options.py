@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from json import dumps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from certkit.commands.output import put
+
+if TYPE_CHECKING:
+    from certkit.records import Attention
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,12 +79,25 @@ def say(record: Any, lines: list[str], *, json: bool) -> None:
     """The result on stdout: the record as JSON, or lines for people."""
     if json:
         value = record.model_dump(mode="json") if hasattr(record, "model_dump") else record
-        click.echo(dumps(value, sort_keys=True, indent=1))
+        put(dumps(value, sort_keys=True, indent=1))
     else:
-        for line in lines:
-            click.echo(line)
+        put("\n".join(lines))
 
 
-def share(rate: Any) -> str:
-    """A rate as people read it, with its denominator: ``331/360 = 91.9 %``."""
-    return f"{rate.count}/{rate.total} = {100 * rate.count / max(rate.total, 1):.1f} %"
+def share(rate: Any, *, up: bool = False) -> str:
+    """A rate as people read it, with its denominator: ``331/360 = 91.9 %``.
+
+    Rounded down, so that what is proved or right is never overstated; ``up`` is for what only bounds the truth from above.
+    """
+    whole = max(rate.total, 1)
+    tenths = -(-1000 * rate.count // whole) if up else 1000 * rate.count // whole
+    return f"{rate.count}/{rate.total} = {tenths // 10}.{tenths % 10} %"
+
+
+def worth(attention: Attention | None) -> list[str]:
+    """What the ablations say of attention, where it is less than its name promises."""
+    if attention is not None and attention.decorative:
+        return ["attention is decorative here: uniform weights or no branch cost less than a point"]
+    if attention is not None and not attention.looks_at_content:
+        return ["attention mixes positions here: frozen at its mean, it does as well"]
+    return []

@@ -21,9 +21,9 @@ def report(directory: Path, checkpoint: Path | None, model: str | None, allow_pi
     """Reconcile the certificate and the campaign in DIRECTORY and write audit.json and report.html there."""
     from certkit.commands.audit import finish
 
-    module = None
+    module = subject = None
     if checkpoint is not None:
         from certkit.commands.loading import load_model
 
-        module, _ = load_model(checkpoint, factory=model, allow_pickle=allow_pickle)
-    finish(directory, module, json=json)
+        module, subject = load_model(checkpoint, factory=model, allow_pickle=allow_pickle)
+    finish(directory, module, subject, json=json)

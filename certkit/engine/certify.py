@@ -15,40 +15,30 @@ from torch.fx import Node
 
 from certkit.bounds.ledger import Ledger, to_json
 from certkit.bounds.rules.pointwise import ELEMENTARY_ULPS
-from certkit.certified import Certified, certify_rows, holds_at, write
+from certkit.certified import Certified, certified_counts, certify_rows, judged, median_radius, write
 from certkit.checkpoint import subject_of
 from certkit.data import Dataset
 from certkit.engine.execute import attention_nodes, attention_statistics, centres
 from certkit.engine.interpret import Interpreter
 from certkit.engine.program import Program, export
-from certkit.errors import ConfigError, Refusal
+from certkit.errors import ConfigError, Refusal, one_line
 from certkit.machine import environment, pinned, provenance
 from certkit.records import (
     Ablation,
     Agreement,
     Attention,
     Certificate,
-    CertifiedAt,
-    Eps,
     File,
     Norm,
     Subject,
     Threat,
     digest_file,
+    radii,
     save,
 )
 from certkit.statistics import rate
 
-A_POINT = 0.01  # an ablation that costs less than this share of the samples costs nothing worth naming
 BATCH = 256
-
-
-def eps_grid(eps: Sequence[str | float | Fraction]) -> tuple[Eps, ...]:
-    """The radii in ascending order, each once. Raises ConfigError for an empty list or a value that is no radius."""
-    found = {e.value: e for e in (Eps.of(value) for value in eps)}
-    if not found:
-        raise ConfigError("no eps was given; expected at least one radius such as 0.25 or 36/255")
-    return tuple(found[value] for value in sorted(found))
 
 
 def certify(
@@ -72,7 +62,7 @@ def certify(
     started = time.monotonic()
     if norm not in ("l2", "linf"):
         raise ConfigError(f"norm must be l2 or linf, got {norm!r}")
-    threat = Threat(norm=norm, eps=eps_grid(eps), box=data.box)
+    threat = Threat(norm=norm, eps=radii(eps), box=data.box)
     with pinned(threads) as count:
         program = export(model, tuple(data.images.shape[1:]))
         interpret = Interpreter(program)
@@ -81,7 +71,7 @@ def certify(
         agreement = _agreement(model, program, interpret, ledger, threat, data, logits)
         gain, error = pair_matrix(ledger), ledger.pairs.error.to_float()
         table = certify_rows(data.indices.numpy(), data.labels.numpy(), logits, gain, error)
-        attention = _attention(program, interpret, threat, data, table, gain, error)
+        attention = _attention(program, interpret, threat, data, table)
     out = Path(out)
     write(table, out / "certified.parquet")
     clean = int(table.correct.sum())
@@ -92,10 +82,10 @@ def certify(
         input_shape=program.input_shape,
         data=data.record,
         clean=rate(clean, len(logits)),
-        certified=certified_counts(table, threat, gain, error),
+        certified=certified_counts(table, threat.eps),
         pair_gain=tuple(tuple(float(g) for g in row) for row in gain),
         pair_error=error,
-        median_radius=float(np.median(np.where(table.correct, table.radius, 0.0))),
+        median_radius=median_radius(table),
         attention=attention,
         agreement=agreement,
         assumptions=(
@@ -119,24 +109,11 @@ def pair_matrix(ledger: Ledger) -> NDArray[np.float64]:
     return gain
 
 
-def certified_counts(
-    table: Certified, threat: Threat, gain: NDArray[np.float64], error: float
-) -> tuple[CertifiedAt, ...]:
-    """How many samples are correct and proved to stay so, at each eps."""
-    return tuple(
-        CertifiedAt(
-            eps=eps,
-            certified=rate(
-                int((holds_at(eps.value, table.logits, gain, error) & table.correct).sum()), len(table.label)
-            ),
-        )
-        for eps in threat.eps
-    )
-
-
 def _logits(program: Program, data: Dataset) -> NDArray[np.float64]:
     logits = centres(program, data.images)
     classes = len(data.record.classes)
+    if classes < 2:
+        raise Refusal("the data set names one class only; there is nothing that a prediction could change to")
     if logits.ndim != 2 or logits.shape[1] != classes:
         raise Refusal(
             f"the model gives {tuple(logits.shape[1:])} numbers per sample; expected one logit for each of {classes} classes"
@@ -159,7 +136,11 @@ def _agreement(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with torch.no_grad():
         images = torch.split(data.images, BATCH)
-        own = torch.cat([model(piece.to(device, program.dtype)).cpu().double() for piece in images]).numpy()
+        try:
+            own = torch.cat([model(piece.to(device, program.dtype)).cpu().double() for piece in images]).numpy()
+        except Exception as error:  # noqa: BLE001 - the user's own forward may raise anything
+            reason = one_line((str(error).splitlines() or [type(error).__name__])[0], 160)
+            raise Refusal(f"the model cannot read a batch of {len(images[0])} samples ({reason})") from None
     arithmetic = "float64" if program.dtype is torch.float64 else "float32"
     deployed = interpret(threat.norm, threat.box, arithmetic=arithmetic).pairs.error.to_float() / 2
     allowed = deployed + ledger.pairs.error.to_float() / 2
@@ -179,8 +160,6 @@ def _attention(
     threat: Threat,
     data: Dataset,
     table: Certified,
-    gain: NDArray[np.float64],
-    error: float,
 ) -> Attention | None:
     """What attention is worth: the same network, and its own sound bound, with the softmax weights replaced."""
     nodes = attention_nodes(program)
@@ -193,7 +172,6 @@ def _attention(
         "frozen": seen.weights,
     }
     total = len(data.labels)
-    kept = certified_counts(table, threat, gain, error)
     found = []
     for name, fixed in variants.items():
         weights = {key: value.double() for key, value in fixed.items()}
@@ -208,21 +186,8 @@ def _attention(
             Ablation(
                 name=name,
                 clean=rate(int(rows.correct.sum()), total),
-                certified=certified_counts(rows, threat, g, e),
+                certified=certified_counts(rows, threat.eps),
             )
         )
-    clean = int(table.correct.sum())
-
-    def costs(name: str) -> bool:
-        (ablation,) = (a for a in found if a.name == name)
-        pairs = [(clean, ablation.clean.count)]
-        pairs += [(a.certified.count, b.certified.count) for a, b in zip(kept, ablation.certified, strict=True)]
-        return any(before - after >= A_POINT * total for before, after in pairs)
-
-    return Attention(
-        ablations=tuple(found),
-        largest_logit_spread=seen.spread,
-        largest_content_spread=seen.content_spread,
-        decorative=not (costs("uniform") or costs("removed")),
-        looks_at_content=costs("frozen"),
-    )
+    clean = rate(int(table.correct.sum()), total)
+    return judged(clean, certified_counts(table, threat.eps), tuple(found), seen.spread, seen.content_spread)

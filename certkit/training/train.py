@@ -27,9 +27,10 @@ from certkit.progress import Bar, bar
 from certkit.records import Data, Environment, Provenance, Rate, Record, Subject, write_atomic
 from certkit.statistics import rate
 from certkit.training.augment import shifted
-from certkit.training.constraints import CONSTRAINTS, constrain_
+from certkit.training.constraints import CONSTRAINTS, Constraint, constrain_
 from certkit.training.muon import Muon
 
+SLACK = 1e-6  # what float32 projections may leave above a cap
 DECAY_FROM = 1 / 3  # the learning rate is constant up to here, then falls linearly to 0
 
 
@@ -55,7 +56,7 @@ def train(run: Run, *, out: Path, device: str = "cpu", threads: int | None = Non
     wrong one is raised by eps times the proved gain of its lead over the true one: the very bound that certificates use,
     derived again from the network's graph every ``refresh`` steps. No normalisation, no clipping. Nothing is written
     unless training succeeds. Raises DataError for data that do not fit the model, ConfigError for a run that cannot be
-    meant, CertkitError when the loss is no longer finite.
+    meant, CertkitError when the loss is no longer finite or a matrix leaves a cap that its constraint promises to hold.
     """
     started = time.monotonic()
     out = Path(out)
@@ -127,7 +128,7 @@ def fit(
         for step in range(settings.steps):
             if step % settings.refresh == 0:
                 gain = proved_gains(model, data).to(device)
-                largest = max(largest, largest_norm_over_cap(matrices))
+                largest = max(largest, _held(matrices, constraint, step))
             picked = torch.randint(len(labels), (settings.batch,), generator=generator).to(device)
             batch = shifted(images[picked], settings.shift, generator)
             logits, wanted = model(batch), labels[picked]
@@ -156,7 +157,17 @@ def fit(
                     }
                 )
             progress.advance(f"loss {loss.item():.3f}")
-    return max(largest, largest_norm_over_cap(matrices)), metrics
+    return max(largest, _held(matrices, constraint, settings.steps)), metrics
+
+
+def _held(matrices: list[tuple[nn.Parameter, float]], constraint: Constraint, step: int) -> float:
+    """The largest proved norm over cap. Raises CertkitError when a provable constraint let one out."""
+    found = largest_norm_over_cap(matrices)
+    if constraint.provable and not found <= 1 + SLACK:
+        raise CertkitError(
+            f"training: a matrix has {found:.9f} times its cap at step {step}, beyond 1 + {SLACK:.0e}; nothing was written"
+        )
+    return found
 
 
 def proved_gains(model: nn.Module, data: Dataset) -> Tensor:

@@ -1,0 +1,77 @@
+"""A certificate read back: what can be derived is derived again before anything is believed.
+
+The ledger from its evidence, the radii from the ledger and the logits, rates and medians from the radii. Names,
+assumptions, the agreement with the module and the ablations' own counts are as stated: they cannot be derived.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from certkit.bounds.ledger import Ledger, checked
+from certkit.certified import Certified, certified_counts, certify_rows, judged, median_radius, read
+from certkit.errors import RecordError, RuleViolation, Tampered, one_line
+from certkit.records import Certificate, digest_file, load
+from certkit.statistics import rate
+
+
+def load_certificate(directory: Path) -> tuple[Certificate, Certified, Ledger]:
+    """The certificate with its table and ledger, everything derived again from the evidence.
+
+    Raises RecordError when a file is missing or malformed, RuleViolation when the ledger states a bound that its rule does
+    not give, Tampered when radii or counts are not those that follow.
+    """
+    path = directory / "certificate.json"
+    if not path.is_file():
+        raise RecordError(
+            f"{one_line(directory.name)}: no certificate.json; run certkit certify CHECKPOINT --out {one_line(directory.name)}"
+        )
+    certificate = load(Certificate, path)
+    ledger = checked(certificate.ledger)
+    proved = tuple(tuple(number.to_float() for number in row) for row in ledger.pairs.gain)
+    if proved != certificate.pair_gain or ledger.pairs.error.to_float() != certificate.pair_error:
+        raise RuleViolation("certificate.json: pair_gain is not what the ledger proves; certify the checkpoint again")
+    first = ledger.steps[0].attributes
+    stated = {"norm": certificate.threat.norm, "low": certificate.threat.box[0], "high": certificate.threat.box[1]}
+    if any(first.get(key) != value for key, value in stated.items()):
+        raise Tampered("certificate.json: the threat is not the one that the ledger starts from; certify again")
+    file = directory / certificate.table.name
+    if not file.is_file():
+        raise RecordError(f"{certificate.table.name}: missing beside certificate.json; certify the checkpoint again")
+    if digest_file(file) != certificate.table.sha256:
+        raise Tampered(f"{certificate.table.name}: was changed after it was written (sha256 differs); certify again")
+    table = read(file)
+    gain = np.array(certificate.pair_gain)
+    if table.logits.shape != (certificate.data.count, len(gain)):
+        raise Tampered(f"{certificate.table.name}: holds other samples than certificate.json names; certify again")
+    derived = certify_rows(table.index, table.label, table.logits, gain, certificate.pair_error)
+    for column in ("predicted", "correct", "margin", "radius"):
+        if not np.array_equal(getattr(table, column), getattr(derived, column)):
+            raise Tampered(
+                f"{certificate.table.name}: a stated {column} is not the one that its logits and the ledger give; certify again"
+            )
+    _same_figures(certificate, table, ledger)
+    return certificate, table, ledger
+
+
+def _same_figures(certificate: Certificate, table: Certified, ledger: Ledger) -> None:
+    """Every figure that follows from the samples and the ledger is the one stated. Raises Tampered naming the first."""
+    attention, total = certificate.attention, len(table.label)
+    clean, certified = rate(int(table.correct.sum()), total), certified_counts(table, certificate.threat.eps)
+    follows = {
+        "clean": clean,
+        "certified": certified,
+        "median_radius": median_radius(table),
+        "input_shape": ledger.steps[0].bound.shape[1:],
+    }
+    if attention is not None:
+        try:
+            spreads = attention.largest_logit_spread, attention.largest_content_spread
+            follows["attention"] = judged(clean, certified, attention.ablations, *spreads)
+        except (KeyError, ValueError):
+            raise Tampered("certificate.json: its attention ablations are not complete; certify again") from None
+    for name, value in follows.items():
+        if getattr(certificate, name) != value:
+            raise Tampered(f"certificate.json: {name} is not what the samples and the ledger give; certify again")
