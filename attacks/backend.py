@@ -7,6 +7,7 @@ measures again). PyPI has had no newer release; the version is part of the plan.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from certkit.records import AttackSpec
+from certkit.records import AttackSpec, Norm
 
 from .draws import directions, generator, seeded, start
 from .model import Classifier, predictions, rivals
@@ -93,11 +94,16 @@ class Foolbox:
         losses = str(spec.settings.get("losses", "library")).split(", ")
         seen = self._under(losses[restart % len(losses)], x, labels)
         model = foolbox.models.pytorch.PyTorchModel(seen, bounds=self.box, device=self.device)
-        radius = {} if eps is None else {"epsilon": eps}
+        radius = {} if eps is None else {"epsilon": min(eps, self._diameter(method.norm, x[0].numel()))}
         with warnings.catch_warnings(), seeded(self.device, self.seed, spec.name, restart, samples[0]):
             warnings.simplefilter("ignore")
             found: Tensor = attack.run(model, x, Error(labels), **radius)
         return found.detach()
+
+    def _diameter(self, norm: Norm, size: int) -> float:
+        """The largest distance within the box: a step in proportion to any larger radius would only hit its corners."""
+        low, high = self.box
+        return (high - low) * (1.0 if norm == "linf" else math.sqrt(size))
 
     def _under(self, loss: str, x: Tensor, labels: Tensor) -> nn.Module:
         """The model under which the library's loss is the one asked for: ``library``, ``margin`` or ``rival k``."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from certkit.campaign import Flags, Floats, Images, Shard, Unit, Whole, distance_up
+from certkit.campaign import Flags, Floats, Images, Shard, Unit, Whole, broken_before, distance_up
 from certkit.errors import Refusal
 from certkit.records import AttackSpec, Plan
 
@@ -52,13 +52,8 @@ class Engine:
         if unit.number == 0:
             return self._clean(block)
         spec = self.plan.attacks[unit.number - 1]
-        clean, *before = earlier
-        names = [one.name for one in self.plan.attacks[: unit.number - 1]]
-        broken = np.full(len(block.index), np.inf)
-        if METHODS[spec.name].role == "bounded":
-            for name, shard in zip(names, before, strict=True):
-                if METHODS[name].role != "floor":
-                    broken = np.fmin(broken, shard.distance)
+        clean = earlier[0]
+        broken = broken_before(self.plan, unit.number, earlier)
         return self._attack(spec, block, clean.prediction == clean.label, broken)
 
     def _clean(self, block: Block) -> Shard:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from certkit.campaign import Campaign, Checks, Shard, gather, units
+from certkit.campaign import Campaign, Shard, gather, units
 from certkit.checkpoint import subject_of
 from certkit.errors import ConfigError, DataError, one_line, suggestion
 from certkit.machine import THREADS, environment, usable
 from certkit.progress import bar
-from certkit.records import Data, Eps, Norm, Plan, Subject, Threat
+from certkit.records import Data, Norm, Plan, Subject, Threat, radii
 
 from .checks import Before, after, before
 from .engine import Block, Engine
 from .model import prepared
 from .store import Store, opened
+from .suites import METHODS
 from .suites import suite as attacks_of
 
 Progress = Callable[[int, int, str], None]
@@ -70,16 +71,20 @@ def attack(
     """
     chosen = torch.device(usable(device))
     images, labels, index = _samples(data)
+    attacks = attacks_of(suite, norm)
+    count = _at_least("threads", THREADS if threads is None else threads, 1)
     plan = Plan(
         subject=subject or subject_of(model),
-        threat=Threat(norm=_norm(norm), eps=_radii(eps), box=(float(data.box[0]), float(data.box[1]))),
+        threat=Threat(norm=_norm(norm), eps=radii(eps), box=(float(data.box[0]), float(data.box[1]))),
         data=data.record,
         suite=suite,
-        attacks=attacks_of(suite, norm),
+        attacks=attacks,
+        roles=tuple(METHODS[spec.name].role for spec in attacks),
         seed=_at_least("seed", seed, 0),
         block=_at_least("block", block, 1),
-        threads=_at_least("threads", THREADS if threads is None else threads, 1),
+        threads=count,
         device=device,
+        environment=environment(device, count),
     )
     with prepared(model, chosen, plan.threads) as classifier:
         _labels_fit(labels, index, classifier.classes(images[:1]))
@@ -95,9 +100,7 @@ def _run(
     plan, (images, labels, index) = engine.plan, samples
     blocks = list(units(plan))
     total = sum(len(block) for block in blocks)
-    store.log(
-        {"event": "start", "plan": plan.sha256, "time": _now(), **environment(plan.device, plan.threads).model_dump()}
-    )
+    store.log({"event": "start", "plan": plan.sha256, "time": _now()})
     results: list[list[Shard]] = []
     done = 0
     with bar("attack", total) as shown:
@@ -121,9 +124,9 @@ def _run(
             results.append(found)
     campaign = gather(plan, results)
     checks = after(engine.classifier, facts, campaign, images)
-    store.put_checks(Checks(plan_sha256=plan.sha256, checks=checks))
+    store.put_checks(plan, checks)
     store.log({"event": "end", "plan": plan.sha256, "time": _now()})
-    return gather(plan, results, checks)
+    return replace(campaign, checks=checks)
 
 
 def _norm(norm: str) -> Norm:
@@ -134,19 +137,6 @@ def _norm(norm: str) -> Norm:
     raise ConfigError(
         f"norm {one_line(norm)!r} is unknown; expected one of {known}{suggestion(str(norm), get_args(Norm))}"
     )
-
-
-def _radii(eps: Sequence[str | float]) -> tuple[Eps, ...]:
-    """The radii, smallest first; each given once."""
-    given = [eps] if isinstance(eps, str | float | int) else list(eps)
-    if not given:
-        raise ConfigError("no eps was given; expected at least one radius, such as 0.25 or 36/255")
-    radii = sorted((Eps.of(one) for one in given), key=lambda one: one.value)
-    for one, other in pairwise(radii):
-        if one.value == other.value:
-            texts = one.text if one.text == other.text else f"{one.text} and {other.text}"
-            raise ConfigError(f"eps {one_line(texts)} stands twice in the list; give each radius once")
-    return tuple(radii)
 
 
 def _at_least(name: str, value: int, least: int) -> int:

@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from certkit.campaign import CLEAN, SCHEMA, Checks, Shard, Unit, read_shard, shard_metadata
+from certkit.campaign import CLEAN, SCHEMA, Shard, Unit, read_shard, seal, shard_metadata
 from certkit.errors import CertkitError, ConfigError, Incomplete, RecordError
-from certkit.records import Plan, load, save, write_atomic
+from certkit.records import Check, Plan, load, save, write_atomic
 
 try:
     import fcntl as _fcntl
@@ -51,8 +51,9 @@ class Store:
         """Store the unit's result; equal results give equal bytes."""
         write_atomic(self.shards / unit.name, encode(unit, shard))
 
-    def put_checks(self, checks: Checks) -> None:
-        save(checks, self.folder / "checks.json")
+    def put_checks(self, plan: Plan, checks: tuple[Check, ...]) -> None:
+        """Store the checks, bound to the shards that are there: every unit must be."""
+        save(seal(self.folder, plan, checks), self.folder / "checks.json")
 
     def log(self, entry: dict[str, Any]) -> None:
         """One line for people; times stand here and nowhere else."""

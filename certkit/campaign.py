@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -34,6 +35,7 @@ from certkit.records import (
     Record,
     Sha256,
     digest,
+    digest_file,
     load,
 )
 
@@ -58,12 +60,16 @@ SCHEMA = pa.schema(
 
 
 class Checks(Record):
-    """The evaluation checks of one campaign, as stored beside its shards."""
+    """The evaluation checks of one campaign, as stored beside its shards.
+
+    ``sealed`` is the digest over the checks and the shards' names and digests: neither can change without the other.
+    """
 
     format: Literal[1] = 1
     kind: Literal["certkit.checks"] = "certkit.checks"
     plan_sha256: Sha256
     checks: tuple[Check, ...]
+    sealed: Sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,13 @@ def units(plan: Plan) -> Iterator[tuple[Unit, ...]]:
     for start in range(0, plan.data.count, plan.block):
         stop = min(start + plan.block, plan.data.count)
         yield tuple(Unit(plan_sha256, name, number, start, stop) for number, name in enumerate(names))
+
+
+def seal(folder: Path, plan: Plan, checks: tuple[Check, ...]) -> Checks:
+    """The checks bound to the shards that lie in the folder now."""
+    shards = [f"{unit.name} {digest_file(folder / 'shards' / unit.name)}" for unit in chain(*units(plan))]
+    content = {"checks": [check.model_dump() for check in checks], "shards": shards}
+    return Checks(plan_sha256=plan.sha256, checks=checks, sealed=digest(json.dumps(content, sort_keys=True).encode()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -241,37 +254,58 @@ def load_campaign(out: Path) -> Campaign:
     if not (folder / "plan.json").is_file():
         raise RecordError(f"{folder}: no plan.json, so no campaign; run certkit attack with --out {out}")
     plan = load(Plan, folder / "plan.json")
-    blocks = list(units(plan))
-    planned = [unit for block in blocks for unit in block]
-    if missing := [unit for unit in planned if not (folder / "shards" / unit.name).is_file()]:
-        raise Incomplete(
-            f"{folder}: {len(missing)} of {len(planned)} parts of the campaign are missing; run the same attack again"
-        )
-    read = [[read_shard(folder / "shards" / unit.name, unit) for unit in block] for block in blocks]
+    _refuse_missing(folder, plan)
+    read = [[read_shard(folder / "shards" / unit.name, unit) for unit in block] for block in units(plan)]
+    campaign = gather(plan, read)
     stored = folder / "checks.json"
-    checks = load(Checks, stored) if stored.is_file() else None
-    if checks is not None and checks.plan_sha256 != plan.sha256:
+    if not stored.is_file():
+        raise Incomplete(f"{folder}: the campaign's checks are missing; run the same attack again")
+    checks = load(Checks, stored)
+    if checks.plan_sha256 != plan.sha256:
         raise Tampered("checks.json: belongs to another campaign; run the same attack again")
-    return gather(plan, read, checks.checks if checks else ())
+    if seal(folder, plan, checks.checks) != checks:
+        raise Tampered("checks.json: these are not the checks of the shards beside it; run the same attack again")
+    return replace(campaign, checks=checks.checks)
 
 
-def gather(plan: Plan, blocks: Sequence[Sequence[Shard]], checks: tuple[Check, ...] = ()) -> Campaign:
+def _refuse_missing(folder: Path, plan: Plan) -> None:
+    """Raises Incomplete when parts are missing, Tampered when the plan is not the one that the parts belong to.
+
+    A plan can claim any number of samples: no more units are listed than there are files, and some for those deleted.
+    """
+    present = {path.name for path in (folder / "shards").glob("*.parquet")}
+    total = -(-plan.data.count // plan.block) * (1 + len(plan.attacks))
+    listed = [unit.name in present for unit in islice(chain.from_iterable(units(plan)), 2 * len(present) + 1000)]
+    if not total or (present and not any(listed)):
+        raise Tampered(
+            "plan.json: none of the parts beside it belongs to this plan; run the attack again into an empty folder"
+        )
+    if missing := total - sum(listed):
+        raise Incomplete(f"{folder}: {missing} of {total} parts of the campaign are missing; run the same attack again")
+
+
+def gather(plan: Plan, blocks: Sequence[Sequence[Shard]]) -> Campaign:
     """One campaign from the shards of all of its blocks, each block in the order of ``units``.
 
-    A sample keeps the nearest of its examples; at equal distance the earlier attack of the plan keeps it.
+    A sample keeps the nearest of its examples; at equal distance the earlier attack of the plan keeps it. The checks
+    are not made yet.
     """
     if any(clean.adversarial.shape[1:] != blocks[0][0].adversarial.shape[1:] for clean, *_ in blocks):
         raise Tampered(
             "the shards of this campaign hold samples of different shapes; run it again into an empty folder"
         )
-    for clean, *attacks in blocks:
-        for shard in attacks:
+    for block in blocks:
+        clean, *attacks = block
+        for number, shard in enumerate(attacks, 1):
             if not (np.array_equal(shard.index, clean.index) and np.array_equal(shard.label, clean.label)):
                 raise Tampered(
                     "two shards of one block hold different samples; run the attack again into an empty folder"
                 )
-            if shard.attacked[clean.prediction != clean.label].any():
-                raise Tampered("a shard attacks a sample that is wrong by itself; run the attack again")
+            if clean.attacked.any() or not np.array_equal(shard.attacked, _attacked(plan, number, block[:number])):
+                raise Tampered(
+                    f"a shard of {plan.attacks[number - 1].name} did not attack the samples that the plan gives it; "
+                    "run the attack again into an empty folder"
+                )
     clean = _joined([block[0] for block in blocks])
     runs = [_joined([block[number] for block in blocks]) for number in range(1, len(plan.attacks) + 1)]
     distance = np.full(len(clean.index), np.nan)
@@ -301,8 +335,31 @@ def gather(plan: Plan, blocks: Sequence[Sequence[Shard]], checks: tuple[Check, .
         ),
         units_planned=planned,
         units_executed=sum(len(block) for block in blocks),
-        checks=checks,
+        checks=(),
     )
+
+
+def broken_before(plan: Plan, number: int, earlier: Sequence[Shard]) -> Floats:
+    """How near each sample has an example that spares it the plan's ``number``-th attack; infinite where it has none.
+
+    ``earlier`` holds the block's shards before it, ``clean`` first. Only a bounded attack is spared what is broken, and
+    noise, the floor it is measured against, takes no sample away from it.
+    """
+    nearest = np.full(len(earlier[0].index), np.inf)
+    if plan.roles[number - 1] == "bounded":
+        for role, shard in zip(plan.roles[: number - 1], earlier[1:], strict=True):
+            if role != "floor":
+                nearest = np.fmin(nearest, shard.distance)
+    return nearest
+
+
+def _attacked(plan: Plan, number: int, earlier: Sequence[Shard]) -> Flags:
+    """Whom the plan's ``number``-th attack gets: whoever is right and not spared at the smallest radius above 0."""
+    right: Flags = earlier[0].prediction == earlier[0].label
+    if plan.roles[number - 1] == "minimum":
+        return right
+    smallest = min((eps.value for eps in plan.threat.eps if eps.value > 0), default=math.inf)
+    return right & (broken_before(plan, number, earlier) > smallest)
 
 
 def _summary(spec: AttackSpec, run: Shard, best: Flags, largest: float) -> AttackSummary:

@@ -251,7 +251,10 @@ class AttackSpec(Record):
 
 
 class Plan(Record):
-    """What a campaign will do, written and hashed before it starts."""
+    """What a campaign will do and with what, written and hashed before it starts.
+
+    ``roles`` says who each attack gets: ``bounded`` those not yet broken at a radius, ``minimum`` and ``floor`` everyone.
+    """
 
     format: Literal[1] = 1
     kind: Literal["certkit.plan"] = "certkit.plan"
@@ -260,10 +263,18 @@ class Plan(Record):
     data: Data
     suite: str
     attacks: tuple[AttackSpec, ...]
+    roles: tuple[Literal["floor", "minimum", "bounded"], ...]
     seed: Count
     block: Annotated[int, Field(ge=1)]
     threads: Annotated[int, Field(ge=1)]
     device: str
+    environment: Environment
+
+    @model_validator(mode="after")
+    def _each_attack_has_a_role(self) -> Plan:
+        if len(self.roles) != len(self.attacks):
+            raise ValueError(f"{len(self.attacks)} attacks come with {len(self.roles)} roles")
+        return self
 
     @property
     def sha256(self) -> str:

@@ -14,12 +14,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
-from certkit.records import Audit, Rate, Sample
+from certkit.records import Audit, Rate
 
+from .findings import absent, correct, reach
 from .svg import INKS, draw
 
-_DRAWABLE = (1e-100, 1e100)  # beyond these matplotlib's own arithmetic over- and underflows
 BINS = 24
 
 
@@ -30,14 +31,6 @@ class Bin:
     low: float
     high: float
     count: int
-
-
-def _correct(audit: Audit) -> list[Sample]:
-    return [sample for sample in audit.samples if sample.label == sample.predicted]
-
-
-def _drawable(largest: float) -> bool:
-    return _DRAWABLE[0] < largest < _DRAWABLE[1]
 
 
 def _bare(axes: Axes) -> None:
@@ -71,23 +64,32 @@ def stairs(audit: Audit, treads: int) -> tuple[list[float], list[float], list[fl
 
     On each tread certified accuracy is that of its right end and attacked that of its left one, so that drawing with
     few treads can only widen the gap. With every sample at hand there are ``treads`` of them and both shares are known
-    at every end; without, the ends are the radii that were asked for.
+    at every end; without, or where the samples do not give the counts of the record, the ends are the radii asked for.
     """
     largest = max(point.eps.value for point in audit.curve)
     total = audit.clean.total
-    correct = _correct(audit)
-    if len(audit.samples) != total or audit.clean.count != len(correct):
+    right = correct(audit)
+    proved = np.sort([sample.radius for sample in right])
+    hits = np.sort([sample.distance for sample in right if sample.distance is not None])
+
+    def standing(ends: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """How many are certified at each end (a radius of r certifies at r) and unbroken (a distance of r breaks at r)."""
+        return (
+            len(right) - np.searchsorted(proved, ends, side="left"),
+            len(right) - np.searchsorted(hits, ends, side="right"),
+        )
+
+    asked = np.array([point.eps.value for point in audit.curve])
+    counted = [(point.certified.count, (point.attacked or audit.clean).count) for point in audit.curve]
+    if len(audit.samples) != total or list(zip(*map(np.ndarray.tolist, standing(asked)), strict=True)) != counted:
         points = sorted(audit.curve, key=lambda point: point.eps.value)
         radii = [0.0, *(point.eps.value for point in points)]
-        clean = audit.clean.count / total
         below = [_share(point.certified) for point in points]
-        above = [clean, *(_share(point.attacked or audit.clean) for point in points[:-1])]
+        above = [_share(point.attacked or audit.clean) for point in points]
+        above = [max(_share(audit.clean), above[0]), *above[:-1]]
         return radii, [*below, below[-1]], [*above, above[-1]]
-    proved = np.sort([sample.radius for sample in correct])
-    hits = np.sort([sample.distance for sample in correct if sample.distance is not None])
     ends = np.linspace(0.0, largest, treads + 1)
-    certified = (len(correct) - np.searchsorted(proved, ends, side="left")) / total  # a radius of r certifies at r
-    attacked = (len(correct) - np.searchsorted(hits, ends, side="right")) / total  # a distance of r breaks at r
+    certified, attacked = (counts / total for counts in standing(ends))
     return ends.tolist(), [*certified[1:].tolist(), float(certified[-1])], attacked.tolist()
 
 
@@ -98,7 +100,7 @@ def _share(rate: Rate) -> float:
 def curve(audit: Audit, name: str, size: tuple[float, float]) -> str | None:
     """Robust accuracy against eps: proved below, attacked above, and what is not known between them."""
     largest = max((point.eps.value for point in audit.curve), default=0.0)
-    if not audit.clean.total or not _drawable(largest):
+    if "curve" in absent(audit):
         return None
     evaluated = all(point.attacked for point in audit.curve)
     radii, certified, attacked = stairs(audit, treads=int(size[0] / 3.5))
@@ -145,15 +147,13 @@ def curve(audit: Audit, name: str, size: tuple[float, float]) -> str | None:
 
 def scatter(audit: Audit, name: str, size: tuple[float, float]) -> str | None:
     """Certified radius against smallest attack, one dot per correct sample; below the diagonal is a contradiction."""
-    correct = _correct(audit)
-    hits = [(sample.radius, sample.distance) for sample in correct if sample.distance is not None]
-    if audit.campaign is None or not hits:
+    if "scatter" in absent(audit):
         return None
+    right = correct(audit)
+    hits = [(sample.radius, sample.distance) for sample in right if sample.distance is not None]
     below = [(radius, distance) for radius, distance in hits if distance < radius]
-    untouched = [sample.radius for sample in correct if sample.distance is None]
-    top = max([point.eps.value for point in audit.curve] + [side for hit in hits for side in hit] + untouched)
-    if not _drawable(top):
-        return None
+    untouched = [sample.radius for sample in right if sample.distance is None]
+    top = reach(audit)
 
     def paint(figure: Figure) -> None:
         axes = _axes(figure, size, left=40, bottom=52, top=30)
@@ -165,7 +165,7 @@ def scatter(audit: Audit, name: str, size: tuple[float, float]) -> str | None:
             axes.plot(*hit, "D", color=INKS["contradiction"], markersize=9, zorder=6)
         for radius in untouched:
             axes.plot([radius, radius], [top * 1.015, end], color=INKS["certified"], linewidth=1.4)
-        words = "dots here contradict the certificate" if below else "a dot here would be a contradiction"
+        words = "dots here are contradictions" if below else "a dot here would be a contradiction"
         axes.text(end * 0.97, end * 0.04, words, color=INKS["muted"], ha="right", fontsize=12)
         axes.set_xlim(0, end)
         axes.set_ylim(0, end)
@@ -174,8 +174,8 @@ def scatter(audit: Audit, name: str, size: tuple[float, float]) -> str | None:
     return draw(
         name,
         "Certified radius against smallest attack",
-        f"{len(hits)} samples that an attack broke, each at its certified radius and its smallest attack. "
-        f"{len(below)} of them lie below the diagonal, where an attack contradicts a certificate. "
+        f"{len(hits)} samples that were broken, each at its certified radius and its smallest attack. "
+        f"{len(below)} of them lie below the diagonal, where an error contradicts a certificate. "
         f"{len(untouched)} samples that no attack broke are marked at the upper edge.",
         size,
         paint,
@@ -184,9 +184,9 @@ def scatter(audit: Audit, name: str, size: tuple[float, float]) -> str | None:
 
 def bins(audit: Audit) -> tuple[Bin, ...]:
     """The certified radii of the correct samples in equal bins from 0 to the largest."""
-    radii = [sample.radius for sample in _correct(audit)]
-    if not radii or not _drawable(max(radii)):
+    if "histogram" in absent(audit):
         return ()
+    radii = [sample.radius for sample in correct(audit)]
     counts, edges = np.histogram(radii, bins=BINS, range=(0.0, max(radii)))
     return tuple(
         Bin(low, high, int(count)) for (low, high), count in zip(pairwise(edges.tolist()), counts, strict=True)

@@ -29,7 +29,7 @@ from .rounding import Direction, Number, fixed, percent, significant
 LONGEST = 2_000  # characters of one value; a record may hold more, a page need not
 
 STANDINGS = {
-    "contradicted": "an attack lies inside the certified radius",
+    "contradicted": "the program errs inside the certified radius",
     "certified": "correct, and proved to stay so",
     "open": "correct, neither proved nor broken",
     "broken": "correct, until an attack changed it",

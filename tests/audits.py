@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import numpy as np
 from scipy.stats import beta
 
@@ -29,6 +32,7 @@ from certkit.records import (
     Verdict,
     digest,
 )
+from certkit.reports import render
 
 EPS = ("0.1", "0.25", "0.5", "1.0")
 REASONS: dict[str, str] = {
@@ -214,15 +218,16 @@ def campaign(rows: tuple[Sample, ...], *, complete: bool) -> CampaignSummary:
         "L2-PGD restarts": {"steps": 50, "rel_stepsize": 0.025, "random_start": True, "restarts": 5},
     }
     broken = sum(row.distance is not None for row in correct)
+    planned = -(-len(rows) // 64) * (1 + len(ATTACKS))  # the unit "clean" and every attack, on each block
     return CampaignSummary(
         plan_sha256=digest(b"plan"),
         suite="standard",
         seed=0,
-        block=90,
+        block=64,
         threads=2,
         device="cpu",
-        units_planned=16,
-        units_executed=16 if complete else 11,
+        units_planned=planned,
+        units_executed=planned if complete else planned - 2,
         attacks=tuple(
             AttackSummary(
                 spec=AttackSpec(name=name, library="foolbox 3.3.4", settings=settings[name]),
@@ -269,6 +274,38 @@ def checks(*, control: str = "pass") -> tuple[Check, ...]:
         ),
     ]
     return tuple(Check(id=i, name=n, status=s, figure=f, advice=a) for i, n, s, f, a in table)  # type: ignore[arg-type]
+
+
+def with_float_gaps(audit: Audit, rows: tuple[int, ...]) -> Audit:
+    """The same audit, of a program that errs on these proved samples itself: they were never attacked, yet do not stand."""
+    errs = set(rows)
+    samples_ = tuple(
+        row.model_copy(update={"distance": None, "attack": None}) if row.index in errs else row for row in audit.samples
+    )
+    standing = [row for row in samples_ if row.label == row.predicted and row.index not in errs]
+    return audit.model_copy(
+        update={
+            "samples": samples_,
+            "curve": tuple(
+                point.model_copy(
+                    update={
+                        "attacked": rate(
+                            sum(row.distance is None or row.distance > point.eps.value for row in standing),
+                            len(samples_),
+                        )
+                    }
+                )
+                for point in audit.curve
+            ),
+            "contradictions": tuple(
+                Contradiction(
+                    index=row, attack="clean", distance=0.0, radius=audit.samples[row].radius,
+                    refutes="float gap", reference_margin=audit.samples[row].margin, example=None,
+                )
+                for row in rows
+            ),
+        }
+    )  # fmt: skip
 
 
 def example_audit(n: int = 360, verdict: Verdict = "NOT REFUTED", *, decorative: bool = False) -> Audit:
@@ -346,3 +383,16 @@ def example_audit(n: int = 360, verdict: Verdict = "NOT REFUTED", *, decorative:
             files=(File(name="certificate.json", sha256=digest(b"certificate")),),
         ),
     )
+
+
+@functools.cache
+def page_of(verdict: Verdict) -> str:
+    return render(example_audit(40, verdict))
+
+
+def point(certified: int, attacked: int, total: int = 360) -> CurvePoint:
+    return CurvePoint(eps=Eps.of("0.25"), certified=rate(certified, total), attacked=rate(attacked, total))
+
+
+def audit_with(**changes: Any) -> Audit:
+    return example_audit(8).model_copy(update=changes)

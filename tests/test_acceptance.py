@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from certkit import certified
 from certkit.bounds.number import Up
-from certkit.certified import certify_rows, holds_at
+from certkit.certified import certify_rows, radii
 from certkit.data import Dataset
 from certkit.engine.certify import certify, pair_matrix
 from certkit.errors import ConfigError, NoRule, Refusal
@@ -183,7 +183,6 @@ def test_murray_a_bias_of_a_million_is_more_than_float32_can_carry() -> None:
     for arithmetic, holds in (("float64", True), ("float32", False)):
         ledger = prove(module, (1,), arithmetic=arithmetic).ledger
         gain, error = pair_matrix(ledger), ledger.pairs.error.to_float()
-        assert bool(holds_at(0.1, logits, gain, error)[0]) is holds
         table = certify_rows(np.zeros(1, np.int64), np.zeros(1, np.int64), logits, gain, error)
         assert bool(table.radius[0] > 0.1) is holds
 
@@ -236,7 +235,7 @@ def test_36_over_255_is_certified_at_no_less_than_the_fraction(tmp_path: Path) -
     assert Fraction(math.nextafter(eps[0].value, 0.0)) < exact <= Fraction(eps[0].value)
     gain, error = np.array([[0.0, 1.0], [1.0, 0.0]]), 0.0
     just_below = np.array([[math.nextafter(eps[0].value, 0.0), 0.0]])
-    assert not holds_at(eps[0].value, just_below, gain, error)[0]
+    assert radii(just_below, gain, error)[0] < eps[0].value
     module, images = linear([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.9, 0.1], [0.55, 0.45], [0.7, 0.5]])
     counts = [
         certificate_of(module, images, [0, 0, 0], tmp_path / str(n), [given])[0].certified[0].certified.count

@@ -250,6 +250,33 @@ def test_radius_zero_counts_clean_errors_and_runs_nothing(tmp_path: Path) -> Non
     assert campaign.robust(0.0).sum() == 16
 
 
+@each_norm
+@pytest.mark.parametrize("eps", ["1e-300", "1e40", "1e308"])
+def test_a_radius_of_any_size_is_attacked(norm: Norm, eps: str, tmp_path: Path) -> None:
+    model = Linear()
+    campaign = run(model, toy(model), tmp_path, norm, eps=[eps])
+    assert campaign.plan.threat.eps[0].text == eps
+    assert campaign.robust(float(eps)).sum() == (16 if eps == "1e-300" else 0)
+
+
+@each_norm
+def test_no_attack_is_asked_for_more_than_the_box_is_wide(
+    norm: Norm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Linear()
+    monkeypatch.setattr(Foolbox, "_under", lambda self, loss, x, labels: self.classifier)
+    for name in SUITES["quick"][norm]:
+        kind, asked = METHODS[name].kind, []
+        monkeypatch.setattr(
+            f"foolbox.attacks.{kind}.run",
+            lambda self, model, x, criterion, asked=asked, **given: (asked.append(given.get("epsilon")), x)[1],
+        )
+        run(model, toy(model), tmp_path / name, norm, eps=["0.5", "7"])
+        diameter = math.sqrt(6) if norm == "l2" else 1.0
+        assert set(asked) <= ({None} if METHODS[name].role == "minimum" else {0.5, diameter})
+        assert asked
+
+
 def test_a_tie_is_an_error_and_its_prediction_is_the_rival() -> None:
     logits = torch.tensor([[2.0, 2.0, 1.0], [2.0, 2.0, 1.0], [3.0, 2.0, 2.0], [math.nan, 1.0, 5.0], [0.0, 1.0, 5.0]])
     assert predictions(logits, torch.tensor([0, 1, 0, 2, 1])).tolist() == [1, 0, 0, -1, 2]

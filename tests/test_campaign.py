@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from certkit.attacks import attack, suites
 from certkit.attacks.store import encode
-from certkit.campaign import Campaign, load_campaign, read_shard, units
+from certkit.campaign import Campaign, Shard, load_campaign, read_shard, units
 from certkit.errors import CertkitError, ConfigError, DataError, Incomplete, RecordError, Tampered
+from certkit.machine import environment
 from certkit.records import Data, Plan, Subject, load
 
 SUBJECT = Subject(sha256="1" * 64, architecture="test", parameters=51)
@@ -312,7 +313,142 @@ def test_a_folder_without_a_plan_is_no_campaign(tmp_path: Path) -> None:
     assert str(caught.value) == f"{folder}: no plan.json, so no campaign; run certkit attack with --out {tmp_path}"
 
 
+def rewritten(out: Path, name: str, change: Callable[[Any], None]) -> None:
+    path = out / "campaign" / name
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def test_missing_checks_are_no_pass_and_the_next_run_writes_them_again(undisturbed: Path, tmp_path: Path) -> None:
+    run(tmp_path)
+    folder = tmp_path / "campaign"
+    (folder / "checks.json").unlink()
+    with pytest.raises(Incomplete) as caught:
+        load_campaign(tmp_path)
+    assert str(caught.value) == f"{folder}: the campaign's checks are missing; run the same attack again"
+    run(tmp_path)
+    assert executed(tmp_path) == UNITS
+    assert stored(tmp_path) == stored(undisturbed)
+
+
+def test_edited_checks_are_refused_and_the_next_run_writes_them_again(undisturbed: Path, tmp_path: Path) -> None:
+    run(tmp_path)
+    rewritten(tmp_path, "checks.json", lambda held: held["checks"][0].update(status="not evaluated"))
+    with pytest.raises(Tampered) as caught:
+        load_campaign(tmp_path)
+    assert str(caught.value) == (
+        "checks.json: these are not the checks of the shards beside it; run the same attack again"
+    )
+    run(tmp_path)
+    assert stored(tmp_path) == stored(undisturbed)
+
+
+def test_the_checks_of_another_campaign_are_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    rewritten(tmp_path, "checks.json", lambda held: held.update(plan_sha256="0" * 64))
+    with pytest.raises(Tampered, match=r"^checks\.json: belongs to another campaign; run the same attack again$"):
+        load_campaign(tmp_path)
+
+
+def forged(out: Path, number: int, change: Callable[[Shard], Shard]) -> None:
+    """Change the first block's ``number``-th shard as one who knows the format would: its digest agrees."""
+    unit = next(units(load(Plan, out / "campaign" / "plan.json")))[number]
+    path = out / "campaign" / "shards" / unit.name
+    path.write_bytes(encode(unit, change(read_shard(path, unit))))
+
+
+def test_a_shard_with_a_consistent_digest_is_refused_beside_the_checks_of_another(tmp_path: Path) -> None:
+    run(tmp_path)
+    forged(tmp_path, 2, lambda shard: replace(shard, distance=shard.distance * 2))
+    with pytest.raises(Tampered):
+        load_campaign(tmp_path)
+    run(tmp_path / "none", eps=["0"])  # at radius 0 nothing but DDN runs, and spares nobody
+    forged(tmp_path / "none", 2, lambda shard: replace(shard, distance=shard.distance * 2))
+    with pytest.raises(Tampered, match="these are not the checks of the shards beside it"):
+        load_campaign(tmp_path / "none")
+
+
+def nobody(shard: Shard) -> Shard:
+    none = np.zeros(len(shard.index), np.bool_)
+    return replace(
+        shard, attacked=none, found=none, distance=np.full(len(none), np.nan), prediction=np.full(len(none), -1)
+    )
+
+
+def everybody(shard: Shard) -> Shard:
+    return replace(shard, attacked=np.ones(len(shard.index), np.bool_))
+
+
+@pytest.mark.parametrize("change", [nobody, everybody])
+@pytest.mark.parametrize("number", range(1, 4))
+def test_a_shard_that_attacked_others_than_the_plan_gives_it_is_refused(
+    number: int, change: Callable[[Shard], Shard], tmp_path: Path
+) -> None:
+    run(tmp_path)
+    forged(tmp_path, number, change)
+    with pytest.raises(Tampered) as caught:
+        load_campaign(tmp_path)
+    assert str(caught.value) == (
+        f"a shard of {list(BRIEF['l2'])[number - 1]} did not attack the samples that the plan gives it; "
+        "run the attack again into an empty folder"
+    )
+
+
+def test_a_clean_shard_that_claims_to_attack_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    forged(tmp_path, 0, everybody)
+    with pytest.raises(Tampered, match="did not attack the samples that the plan gives it"):
+        load_campaign(tmp_path)
+
+
+EDITS: dict[str, Callable[[Any], None]] = {
+    "more samples than any folder holds": lambda plan: plan["data"].update(count=10**15),
+    "no samples": lambda plan: plan["data"].update(count=0),
+    "another seed": lambda plan: plan.update(seed=1),
+    "another role": lambda plan: plan.update(roles=["floor"] * 3),
+    "another version": lambda plan: plan["environment"].update(torch="0"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_plan_is_refused_before_its_units_are_listed(name: str, tmp_path: Path) -> None:
+    run(tmp_path)
+    rewritten(tmp_path, "plan.json", EDITS[name])
+    with pytest.raises(Tampered) as caught:
+        load_campaign(tmp_path)
+    assert str(caught.value) == (
+        "plan.json: none of the parts beside it belongs to this plan; run the attack again into an empty folder"
+    )
+
+
+def test_a_plan_alone_is_incomplete_however_many_units_it_claims(tmp_path: Path) -> None:
+    run(tmp_path)
+    for path in shards(tmp_path):
+        path.unlink()
+    rewritten(tmp_path, "plan.json", lambda plan: plan["data"].update(count=8 * 10**15))
+    with pytest.raises(Incomplete, match=r"4000000000000000 of 4000000000000000 parts of the campaign are missing"):
+        load_campaign(tmp_path)
+
+
+def test_a_plan_gives_each_attack_a_role(tmp_path: Path) -> None:
+    run(tmp_path)
+    rewritten(tmp_path, "plan.json", lambda plan: plan["roles"].pop())
+    with pytest.raises(RecordError, match="3 attacks come with 2 roles"):
+        load_campaign(tmp_path)
+
+
 # Refusals: one line, and nothing is overwritten
+
+
+def test_a_campaign_is_not_resumed_with_other_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path)
+    before = stored(tmp_path)
+    upgraded = environment("cpu", 1).model_copy(update={"torch": "99.0"})
+    monkeypatch.setattr("certkit.attacks.run.environment", lambda device, threads: upgraded)
+    with pytest.raises(ConfigError, match=r"they differ in environment\); choose another --out$"):
+        run(tmp_path)
+    assert stored(tmp_path) == before
 
 
 def test_a_store_of_another_plan_is_refused_and_kept(tmp_path: Path) -> None:
@@ -388,8 +524,11 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "negative eps": ({"eps": ["-0.1"]}, "eps -0.1 is negative; a radius is 0 or more"),
     "NaN eps": ({"eps": [float("nan")]}, "eps 'nan' is not a number; expected 0.25 or 36/255"),
     "infinite eps": ({"eps": ["inf"]}, "eps 'inf' is not a number; expected 0.25 or 36/255"),
-    "no eps": ({"eps": []}, "no eps was given; expected at least one radius, such as 0.25 or 36/255"),
-    "eps twice": ({"eps": ["1/4", "0.25"]}, "eps 1/4 and 0.25 stands twice in the list; give each radius once"),
+    "no eps": ({"eps": []}, "no eps was given; expected at least one radius such as 0.25 or 36/255"),
+    "eps as one text": (
+        {"eps": "0.25"},
+        "eps '0.25' is one text; expected a list of radii such as ['0.25', '36/255']",
+    ),
     "unknown norm": ({"norm": "l3"}, "norm 'l3' is unknown; expected one of l2, linf"),
     "unknown suite": (
         {"suite": "standart"},
@@ -409,6 +548,11 @@ def test_an_option_that_cannot_be_meant_is_refused(name: str, tmp_path: Path) ->
         run(tmp_path, **options)
     assert str(caught.value) == message
     assert not list(tmp_path.iterdir())
+
+
+def test_radii_are_taken_in_ascending_order_and_each_once(tmp_path: Path) -> None:
+    campaign = run(tmp_path, eps=["0.1", "0.02", "0.10", "1/10"])
+    assert [eps.value for eps in campaign.plan.threat.eps] == [0.02, 0.1]
 
 
 def test_an_unknown_device_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import json
 import os
@@ -13,152 +12,21 @@ import sys
 from decimal import Decimal
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 
 from certkit.errors import RecordError, one_line
-from certkit.records import Audit, Sample, Verdict, canonical, save
+from certkit.records import Audit, Eps, Sample, Verdict, canonical, save
 from certkit.reports import render, report
 from certkit.reports.figures import curve, stairs
-from certkit.reports.findings import FEWEST_ROWS, MOST_ROWS, Findings, commands
+from certkit.reports.findings import Findings
 from certkit.reports.page import SECTIONS
-from tests.audits import example_audit
+from tests.audits import audit_with, example_audit, page_of, point, rate
 from tests.hostile import PAYLOADS, at, poisoned
 from tests.pages import Page
 
 EVERY_VERDICT = pytest.mark.parametrize("verdict", get_args(Verdict))
-
-
-@functools.cache
-def page_of(verdict: Verdict) -> str:
-    return render(example_audit(40, verdict))
-
-
-def audit_with(**changes: Any) -> Audit:
-    return example_audit(8).model_copy(update=changes)
-
-
-# What the page says
-
-
-@EVERY_VERDICT
-def test_the_verdict_comes_first_in_word_shape_and_colour(verdict: Verdict) -> None:
-    html = page_of(verdict)
-    heading = re.search(r"<h1[^>]*>(.*?)</h1>", html, re.DOTALL)
-    assert heading
-    assert heading[1] == (f'<svg><use href="#g-{verdict.replace(" ", "-")}"/></svg><span>{verdict}</span>')
-    assert f'<div class="verdict {verdict.replace(" ", "-")}">' in html
-    assert html.index("<h1") < html.index("<h2")
-
-
-@EVERY_VERDICT
-def test_every_section_is_there_under_its_anchor(verdict: Verdict) -> None:
-    audit = example_audit(40, verdict)
-    found = re.findall(r'<section id="([\w-]+)"', render(audit))
-    assert found == [part.id for part in SECTIONS if part.id != "contradictions" or audit.contradictions]
-
-
-def test_the_page_never_says_safe() -> None:
-    for verdict in get_args(Verdict):
-        assert not re.search(r"\bsafe\b", Page(page_of(verdict)).text, re.IGNORECASE)
-
-
-def test_a_share_is_never_shown_without_its_count_and_interval() -> None:
-    assert "354/360 = 98.3 % [96.4, 99.4]" in Page(render(example_audit())).text
-
-
-def test_a_contradiction_is_named_with_its_file_and_the_way_to_replay_it() -> None:
-    audit = example_audit(verdict="REFUTED")
-    text = Page(render(audit)).text
-    assert audit.contradictions[0].example.name in text
-    assert audit.contradictions[0].example.sha256 in text
-    assert "To replay one: compare the file with its digest, load it, measure its L2 distance" in text
-    assert "read none of its figures on this page as proved" in text
-    assert "Claimed at L2 0.25" in text
-    assert "proved to stay so" not in text
-
-
-def test_decorative_attention_is_said_to_be_decorative() -> None:
-    assert "Attention is decorative here" in render(example_audit(40, decorative=True))
-    assert "decorative" not in Page(page_of("NOT REFUTED")).text
-
-
-def test_what_was_not_evaluated_is_said_to_be_so_and_no_number_stands_in_for_it() -> None:
-    page = Page(render(example_audit(40, "NOT EVALUATED")))
-    assert "nothing has tried to refute it" in page.text
-    assert "No evaluation check ran." in page.text
-    assert not [path for path in page.data if ".attacked" in path or path == "median_distance"]
-
-
-def test_an_unfinished_campaign_says_how_much_of_its_plan_ran() -> None:
-    assert "Of 16 planned units 11 ran." in Page(render(example_audit(40, "INCONCLUSIVE"))).text
-
-
-def test_beyond_the_most_rows_the_smallest_gaps_are_shown_and_the_rest_is_counted() -> None:
-    audit = example_audit(MOST_ROWS + 1)
-    found = Findings.of(audit)
-    gaps = sorted(s.distance - s.radius for s in audit.samples if s.distance is not None)
-    assert [row.gap for row in found.rows] == gaps[:FEWEST_ROWS]
-    assert found.omitted == MOST_ROWS + 1 - FEWEST_ROWS
-    assert f"The {FEWEST_ROWS} samples with the smallest gap between proof and attack" in render(audit)
-
-
-def test_up_to_the_most_rows_every_sample_has_its_row() -> None:
-    assert render(example_audit(MOST_ROWS)).count('<tr id="s') == MOST_ROWS
-
-
-@pytest.mark.parametrize(
-    ("sample", "standing"),
-    [
-        (Sample(index=0, label=1, predicted=1, margin=1, radius=0.25, distance=None, attack=None), "certified"),
-        (Sample(index=0, label=1, predicted=1, margin=1, radius=0.2, distance=0.25, attack="DDN"), "broken"),
-        (Sample(index=0, label=1, predicted=1, margin=1, radius=0.2, distance=0.3, attack="DDN"), "open"),
-        (Sample(index=0, label=1, predicted=1, margin=1, radius=0.2, distance=None, attack=None), "open"),
-        (Sample(index=0, label=1, predicted=2, margin=-1, radius=0.0, distance=None, attack=None), "misclassified"),
-        (Sample(index=0, label=1, predicted=1, margin=1, radius=0.9, distance=0.8, attack="DDN"), "contradicted"),
-    ],
-)
-def test_a_sample_stands_where_its_radius_and_its_smallest_attack_put_it(sample: Sample, standing: str) -> None:
-    (row,) = Findings.of(audit_with(samples=(sample,))).rows
-    assert row.standing == standing
-
-
-def test_the_commands_to_reproduce_quote_what_a_shell_would_run() -> None:
-    audit = audit_with(data=example_audit(8).data.model_copy(update={"name": "x; rm -rf ~"}))
-    assert commands(audit)[1] == (
-        "certkit audit CHECKPOINT --data 'x; rm -rf ~' --split test --limit 8 --norm l2 --eps 0.1,0.25,0.5,1.0"
-        " --suite standard --seed 0 --device cpu --threads 2 --out DIR"
-    )
-
-
-def test_a_record_with_nothing_to_draw_makes_a_page_that_says_so() -> None:
-    html = render(audit_with(curve=(), samples=(), ledger=(), checks=(), attention=None, assumptions=(), limits=()))
-    for sentence in (
-        "The record holds no radius above 0 that can be drawn.",
-        "No attack succeeded on a correctly classified sample.",
-        "No correctly classified sample has a certified radius above 0.",
-        "The record holds no ledger.",
-        "No attention was taken out of this network to see what it is worth.",
-        "No evaluation check ran.",
-    ):
-        assert sentence in html
-
-
-@pytest.mark.parametrize("radius", [0.0, 5e-324, 1e-200, 1.7e308])
-def test_numbers_at_the_edge_of_float64_make_a_page(radius: float) -> None:
-    rows = tuple(
-        sample.model_copy(update={"radius": radius, "distance": radius}) for sample in example_audit(8).samples
-    )
-    assert repr(radius) in render(audit_with(samples=rows, median_radius=radius, median_distance=radius))
-
-
-@pytest.mark.parametrize(
-    "text", ["1E+400", "9.99999E+999999999999999999", "NaN", "-Infinity", "", "not a number", "1e-9999"]
-)
-def test_a_ledger_may_hold_any_text_for_a_number(text: str) -> None:
-    step = example_audit(8).ledger[0].model_copy(update={"gain": text, "size": text, "error": text})
-    assert f'<data value="{text}" data-path="ledger.0.gain">' in render(audit_with(ledger=(step,)))
 
 
 # Numbers
@@ -206,6 +74,24 @@ def test_the_drawn_curves_never_claim_more_than_the_samples_give() -> None:
             r = ends[step] + part * (ends[step + 1] - ends[step])
             assert certified[step] <= sum(s.radius >= r for s in correct) / 200
             assert attacked[step] >= sum(s.distance is None or s.distance > r for s in correct) / 200
+
+
+def test_a_sample_is_drawn_certified_up_to_its_radius_and_no_further() -> None:
+    row = Sample(index=0, label=1, predicted=1, margin=1, radius=0.125, distance=0.25, attack="DDN")
+    audit = audit_with(
+        samples=(row,), clean=rate(1, 1), curve=(point(0, 0, 1).model_copy(update={"eps": Eps.of("0.5")}),)
+    )
+    ends, certified, attacked = stairs(audit, treads=8)
+    assert ends == [0.0, 0.0625, 0.125, 0.1875, 0.25, 0.3125, 0.375, 0.4375, 0.5]
+    assert certified == [1, 1, 0, 0, 0, 0, 0, 0, 0]
+    assert attacked == [1, 1, 1, 1, 0, 0, 0, 0, 0]
+    at_radius = audit_with(samples=(row,), clean=rate(1, 1), curve=(point(0, 0, 1), point(1, 1, 1))[1:])
+    at_radius = at_radius.model_copy(
+        update={"curve": (at_radius.curve[0].model_copy(update={"eps": Eps.of("0.125")}),)}
+    )
+    (found,) = Findings.of(at_radius).rows
+    assert found.standing == "certified"
+    assert stairs(at_radius, treads=2)[1] == [1, 1, 1]
 
 
 def test_without_every_sample_the_curves_are_stairs_between_the_radii_asked_for() -> None:
