@@ -71,11 +71,12 @@ def attack(
     """
     chosen = torch.device(usable(device))
     images, labels, index = _samples(data)
+    threat = Threat(norm=_norm(norm), eps=radii(eps), box=(float(data.box[0]), float(data.box[1])))
     attacks = attacks_of(suite, norm)
     count = _at_least("threads", THREADS if threads is None else threads, 1)
     plan = Plan(
         subject=subject or subject_of(model),
-        threat=Threat(norm=_norm(norm), eps=radii(eps), box=(float(data.box[0]), float(data.box[1]))),
+        threat=threat,
         data=data.record,
         suite=suite,
         attacks=attacks,
