@@ -108,10 +108,8 @@ class Eps(Record):
 
 def radii(given: Sequence[str | float | Fraction]) -> tuple[Eps, ...]:
     """The radii in ascending order, each value once. Raises ConfigError for none, or for one that cannot be meant."""
-    if isinstance(given, str):
-        raise ConfigError(
-            f"eps {one_line(given, 40)!r} is one text; expected a list of radii such as ['0.25', '36/255']"
-        )
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise ConfigError(f"eps {one_line(given, 40)!r} is no list; expected radii such as ['0.25', '36/255']")
     found = {eps.value: eps for eps in map(Eps.of, given)}
     if not found:
         raise ConfigError("no eps was given; expected at least one radius such as 0.25 or 36/255")

@@ -234,7 +234,7 @@ def audited(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--limit", "9"], "data"),
         (["--norm", "linf"], "norm, attacks"),
         (["--eps", "0.05,0.1"], "eps"),
-        (["--threads", "2"], "threads"),
+        (["--threads", "2"], "threads, environment"),
     ],
 )
 def test_an_audit_into_the_folder_of_another_campaign_changes_nothing(

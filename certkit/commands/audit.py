@@ -54,10 +54,11 @@ def audit(checkpoint: Path, **given: Any) -> None:
 
 def resumable(inputs: Inputs, given: dict[str, Any]) -> None:
     """Raises ConfigError when --out holds another campaign than the one asked for, before anything there is replaced."""
-    from certkit.machine import THREADS, usable
+    from certkit.machine import THREADS, environment, usable
     from certkit.records import Plan, load, radii
 
     suite = importlib.import_module("certkit.attacks.suites").suite  # by name, as certkit itself: attacks stands above
+    threads, device = given["threads"] or THREADS, usable(given["device"])
     asked = {
         "subject": inputs.subject,
         "data": inputs.data.record,
@@ -67,8 +68,9 @@ def resumable(inputs: Inputs, given: dict[str, Any]) -> None:
         "suite": given["suite"],
         "attacks": suite(given["suite"], given["norm"]),
         "seed": given["seed"],
-        "threads": given["threads"] or THREADS,
-        "device": usable(given["device"]),
+        "threads": threads,
+        "device": device,
+        "environment": environment(device, threads),
     }
     path = given["out"] / "campaign" / "plan.json"
     if not path.is_file():
