@@ -21,19 +21,12 @@ if TYPE_CHECKING:
 @click.command()
 @options.checkpoint
 @options.together(
-    options.data,
-    options.split,
-    options.limit,
-    options.eps,
-    options.norm,
-    options.suite,
-    options.seed,
-    options.factory,
-    options.allow_pickle,
-    options.device,
-    options.threads,
-    options.out,
-    options.as_json,
+    *options.samples,
+    *options.threat,
+    *options.campaign,
+    *options.network,
+    *options.machine,
+    *options.result,
 )
 def audit(checkpoint: Path, **given: Any) -> None:
     """Certify CHECKPOINT, attack it, set the two side by side and write report.html.

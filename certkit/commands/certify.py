@@ -17,17 +17,11 @@ if TYPE_CHECKING:
 @click.command()
 @options.checkpoint
 @options.together(
-    options.data,
-    options.split,
-    options.limit,
-    options.eps,
-    options.norm,
-    options.factory,
-    options.allow_pickle,
-    options.device,
-    options.threads,
-    options.out,
-    options.as_json,
+    *options.samples,
+    *options.threat,
+    *options.network,
+    *options.machine,
+    *options.result,
 )
 def certify(checkpoint: Path, **given: Any) -> None:
     """Prove how far each sample may move before its predicted class can change.

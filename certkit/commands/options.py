@@ -59,6 +59,14 @@ allow_pickle = click.option(
 )
 
 
+samples = (data, split, limit)
+threat = (eps, norm)
+campaign = (suite, seed)
+network = (factory, allow_pickle)
+machine = (device, threads)
+result = (out, as_json)
+
+
 def together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
     """Several options as one decorator, shown in the order given."""
 
