@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from certkit.campaign import CLEAN, SCHEMA, Shard, Unit, read_shard, seal, shard_metadata
 from certkit.errors import CertkitError, ConfigError, Incomplete, RecordError
-from certkit.records import Check, Plan, load, save, write_atomic
+from certkit.files import load, save, write_atomic
+from certkit.records import Check, Plan
 
 try:
     import fcntl as _fcntl

@@ -25,19 +25,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from certkit.errors import Incomplete, RecordError, Tampered, one_line
-from certkit.records import (
-    AttackSpec,
-    AttackSummary,
-    CampaignSummary,
-    Check,
-    Norm,
-    Plan,
-    Record,
-    Sha256,
-    digest,
-    digest_file,
-    load,
-)
+from certkit.files import digest, digest_file, load
+from certkit.records import AttackSpec, AttackSummary, CampaignSummary, Check, Norm, Plan, Record, Sha256
 
 Floats: TypeAlias = NDArray[np.float64]
 Images: TypeAlias = NDArray[np.float32]

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from certkit.errors import RecordError, one_line
-from certkit.records import Ablation, Attention, CertifiedAt, Eps, Rate, write_atomic
+from certkit.files import write_atomic
+from certkit.records import Ablation, Attention, CertifiedAt, Eps, Rate
 from certkit.statistics import rate
 
 

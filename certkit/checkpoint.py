@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from certkit import header
 from certkit.errors import CheckpointError, RecordError, one_line, suggestion
-from certkit.records import Subject, digest, read_json, write_atomic
+from certkit.files import digest, read_json, write_atomic
+from certkit.records import Subject
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MAX_BYTES = 64 * 2**30

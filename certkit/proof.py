@@ -13,7 +13,8 @@ import numpy as np
 from certkit.bounds.ledger import Ledger, checked
 from certkit.certified import Certified, certified_counts, certify_rows, judged, median_radius, read
 from certkit.errors import RecordError, RuleViolation, Tampered, one_line
-from certkit.records import Certificate, digest_file, load
+from certkit.files import digest_file, load
+from certkit.records import Certificate
 from certkit.statistics import rate
 
 

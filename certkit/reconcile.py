@@ -22,6 +22,7 @@ from certkit.bounds.rules import why
 from certkit.campaign import CLEAN, Campaign, load_campaign
 from certkit.certified import Certified
 from certkit.errors import RecordError
+from certkit.files import digest, digest_file, save, write_atomic
 from certkit.machine import provenance
 from certkit.proof import load_certificate
 from certkit.records import (
@@ -36,10 +37,6 @@ from certkit.records import (
     Sample,
     Subject,
     Verdict,
-    digest,
-    digest_file,
-    save,
-    write_atomic,
 )
 from certkit.statistics import rate
 

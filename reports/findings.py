@@ -7,7 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from certkit.records import Audit, Check, Sample, canonical, digest
+from certkit.files import canonical, digest
+from certkit.records import Audit, Check, Sample
 
 from .rounding import decimals_for
 

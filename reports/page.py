@@ -20,7 +20,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from certkit.errors import RecordError, one_line
-from certkit.records import Audit, load, write_atomic
+from certkit.files import load, write_atomic
+from certkit.records import Audit
 
 from . import figures
 from .findings import NORMS, Findings

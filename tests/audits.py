@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import beta
 
+from certkit.files import digest
 from certkit.records import (
     Ablation,
     AttackSpec,
@@ -30,7 +31,6 @@ from certkit.records import (
     Subject,
     Threat,
     Verdict,
-    digest,
 )
 from certkit.reports import render
 

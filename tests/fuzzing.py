@@ -19,7 +19,8 @@ import numpy as np
 from certkit import checkpoint, config
 from certkit.bounds import ledger
 from certkit.errors import CertkitError
-from certkit.records import Audit, Certificate, canonical, load
+from certkit.files import canonical, load
+from certkit.records import Audit, Certificate
 from tests.strategies import RUN_TOML, a_certificate, a_safetensors, an_audit
 
 PREFIX = 8  # bytes of a safetensors file before its header

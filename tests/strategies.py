@@ -11,6 +11,7 @@ from certkit.bounds.bound import Bound
 from certkit.bounds.ledger import Ledger, Pairs, Step, facts_for, pair_gains, to_json
 from certkit.bounds.number import Up
 from certkit.bounds.rules import derive
+from certkit.files import digest
 from certkit.records import (
     Ablation,
     Agreement,
@@ -34,7 +35,6 @@ from certkit.records import (
     Sample,
     Subject,
     Threat,
-    digest,
 )
 
 RUN_TOML = b"""description = "a run with a key in every section"

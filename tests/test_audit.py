@@ -16,7 +16,8 @@ from torch import nn
 import certkit
 from certkit import certified
 from certkit.errors import RecordError, RuleViolation, Tampered
-from certkit.records import Certificate, digest_file, load, save
+from certkit.files import digest_file, load, save
+from certkit.records import Certificate
 from tests.networks import labelled_by, linear, samples
 
 EPS = ("0.01", "0.05", "0.1")

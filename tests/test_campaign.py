@@ -26,8 +26,9 @@ from certkit.attacks import attack, suites
 from certkit.attacks.store import encode
 from certkit.campaign import Campaign, Shard, load_campaign, read_shard, units
 from certkit.errors import CertkitError, ConfigError, DataError, Incomplete, RecordError, Tampered
+from certkit.files import load
 from certkit.machine import environment
-from certkit.records import Data, Plan, Subject, load
+from certkit.records import Data, Plan, Subject
 
 SUBJECT = Subject(sha256="1" * 64, architecture="test", parameters=51)
 

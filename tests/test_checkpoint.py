@@ -21,7 +21,7 @@ from torch import nn
 from certkit import checkpoint
 from certkit.checkpoint import load_into, read, serialized, subject_of, write
 from certkit.errors import CertkitError, CheckpointError
-from certkit.records import digest
+from certkit.files import digest
 from tests.strategies import a_state
 
 

@@ -23,8 +23,9 @@ from certkit.bounds.rules import RULES
 from certkit.cli import COMMANDS, main
 from certkit.commands import options
 from certkit.config import preset
+from certkit.files import load
 from certkit.models import create
-from certkit.records import Ablation, Attention, Audit, Rate, load
+from certkit.records import Ablation, Attention, Audit, Rate
 from tests.networks import SixHeads
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from certkit import config
 from certkit.bounds import ledger
 from certkit.errors import ConfigError
-from certkit.records import Audit, Certificate, canonical, load, save
+from certkit.files import canonical, load, save
+from certkit.records import Audit, Certificate
 from tests.fuzzing import Target, case, fault, places, put, targets
 from tests.strategies import a_certificate, a_ledger, an_audit
 

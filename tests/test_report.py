@@ -17,7 +17,8 @@ from typing import get_args
 import pytest
 
 from certkit.errors import RecordError, one_line
-from certkit.records import Audit, Eps, Sample, Verdict, canonical, save
+from certkit.files import canonical, save
+from certkit.records import Audit, Eps, Sample, Verdict
 from certkit.reports import render, report
 from certkit.reports.figures import curve, stairs
 from certkit.reports.findings import Findings

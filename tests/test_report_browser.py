@@ -11,7 +11,8 @@ from typing import Any, get_args
 
 import pytest
 
-from certkit.records import Audit, Verdict, canonical
+from certkit.files import canonical
+from certkit.records import Audit, Verdict
 from certkit.reports import render
 from certkit.reports.page import SECTIONS
 from tests.audits import example_audit

@@ -47,8 +47,9 @@ def audit(checkpoint: Path, **given: Any) -> None:
 
 def resumable(inputs: Inputs, given: dict[str, Any]) -> None:
     """Raises ConfigError when --out holds another campaign than the one asked for, before anything there is replaced."""
+    from certkit.files import load
     from certkit.machine import THREADS, environment, usable
-    from certkit.records import Plan, load, radii
+    from certkit.records import Plan, radii
 
     suite = importlib.import_module("certkit.attacks.suites").suite  # by name, as certkit itself: attacks stands above
     threads, device = given["threads"] or THREADS, usable(given["device"])

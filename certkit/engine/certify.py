@@ -22,20 +22,9 @@ from certkit.engine.execute import attention_nodes, attention_statistics, centre
 from certkit.engine.interpret import Interpreter
 from certkit.engine.program import Program, export
 from certkit.errors import ConfigError, Refusal, one_line
+from certkit.files import digest_file, save
 from certkit.machine import environment, pinned, provenance
-from certkit.records import (
-    Ablation,
-    Agreement,
-    Attention,
-    Certificate,
-    File,
-    Norm,
-    Subject,
-    Threat,
-    digest_file,
-    radii,
-    save,
-)
+from certkit.records import Ablation, Agreement, Attention, Certificate, File, Norm, Subject, Threat, radii
 from certkit.statistics import rate
 
 BATCH = 256

@@ -14,7 +14,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from certkit.errors import NoRule, Refusal, one_line
-from certkit.records import digest
+from certkit.files import digest
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,11 +20,12 @@ from certkit.engine.certify import pair_matrix
 from certkit.engine.interpret import Interpreter
 from certkit.engine.program import export
 from certkit.errors import CertkitError, ConfigError
+from certkit.files import write_atomic
 from certkit.machine import environment, pinned, provenance
 from certkit.models import create
 from certkit.models.geometry import Spectral, weights
 from certkit.progress import Bar, bar
-from certkit.records import Data, Environment, Provenance, Rate, Record, Subject, write_atomic
+from certkit.records import Data, Environment, Provenance, Rate, Record, Subject
 from certkit.statistics import rate
 from certkit.training.augment import shifted
 from certkit.training.constraints import CONSTRAINTS, Constraint, constrain_
