@@ -71,11 +71,43 @@ def attack(
     """
     chosen = torch.device(usable(device))
     images, labels, index = _samples(data)
+    plan = planned(
+        subject or subject_of(model),
+        data,
+        norm=norm,
+        eps=eps,
+        suite=suite,
+        seed=seed,
+        block=block,
+        threads=threads,
+        device=device,
+    )
+    with prepared(model, chosen, plan.threads) as classifier:
+        _labels_fit(labels, index, classifier.classes(images[:1]))
+        first = slice(0, plan.block)
+        facts = before(classifier, Block(images[first], labels[first], index[first]))
+        with opened(out, plan) as store:
+            return _run(Engine(classifier, plan), store, (images, labels, index), facts, progress)
+
+
+def planned(
+    subject: Subject,
+    data: Dataset,
+    *,
+    norm: Norm,
+    eps: Sequence[str | float],
+    suite: str = "quick",
+    seed: int = 0,
+    block: int = 64,
+    threads: int | None = None,
+    device: str = "cpu",
+) -> Plan:
+    """What ``attack`` would do with these arguments; nothing runs. Raises ConfigError for what cannot be meant."""
     threat = Threat(norm=_norm(norm), eps=radii(eps), box=(float(data.box[0]), float(data.box[1])))
     attacks = attacks_of(suite, norm)
     count = _at_least("threads", THREADS if threads is None else threads, 1)
-    plan = Plan(
-        subject=subject or subject_of(model),
+    return Plan(
+        subject=subject,
         threat=threat,
         data=data.record,
         suite=suite,
@@ -87,12 +119,6 @@ def attack(
         device=device,
         environment=environment(device, count),
     )
-    with prepared(model, chosen, plan.threads) as classifier:
-        _labels_fit(labels, index, classifier.classes(images[:1]))
-        first = slice(0, plan.block)
-        facts = before(classifier, Block(images[first], labels[first], index[first]))
-        with opened(out, plan) as store:
-            return _run(Engine(classifier, plan), store, (images, labels, index), facts, progress)
 
 
 def _run(

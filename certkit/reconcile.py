@@ -2,7 +2,8 @@
 
     DIR/certificate.json + DIR/certified.parquet + DIR/campaign/  --audit-->  DIR/audit.json
 
-What can be derived is derived again first (``certkit.proof``). The campaign is the falsifier: an adversarial example inside a certified radius is run once more in float64.
+What can be derived is derived again first (``certkit.proof``). The campaign is the falsifier: an adversarial example
+inside a certified radius is run once more in float64.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ def audit(directory: Path, *, model: nn.Module | None = None, subject: Subject |
 
     Without a campaign the verdict is NOT EVALUATED. ``model`` is needed only where the campaign found an example inside a
     certified radius, which is then evaluated again in float64 and saved; it must be the certified checkpoint (``subject``,
-    if it was read from a file). Raises Tampered or RuleViolation when a record
-    contradicts itself, RecordError when the two do not speak of the same network, samples and threat.
+    if it was read from a file). Raises Tampered or RuleViolation when a record contradicts itself, RecordError when the two
+    do not speak of the same network, samples and threat.
     """
     started = time.monotonic()
     directory = Path(directory)
@@ -68,7 +69,6 @@ def audit(directory: Path, *, model: nn.Module | None = None, subject: Subject |
     radius = np.where(table.correct, table.radius, 0.0)
     known = found[np.isfinite(found)]
     total = len(table.label)
-    gain = np.array(certificate.pair_gain)
     record = Audit(
         verdict=verdict,
         verdict_reason=reason,
@@ -108,7 +108,7 @@ def audit(directory: Path, *, model: nn.Module | None = None, subject: Subject |
         attention=certificate.attention,
         checks=(*(campaign.checks if campaign else ()), *_own_checks(contradictions, campaign, radius, found)),
         assumptions=certificate.assumptions,
-        limits=_limits(certificate, campaign, gain),
+        limits=_limits(certificate, campaign),
         files=_files(directory, certificate, campaign),
         environment=certificate.environment,
         provenance=provenance(started).model_copy(
@@ -317,7 +317,7 @@ def _own_checks(
     )
 
 
-def _limits(certificate: Certificate, campaign: Campaign | None, gain: NDArray[np.float64]) -> tuple[str, ...]:
+def _limits(certificate: Certificate, campaign: Campaign | None) -> tuple[str, ...]:
     """What the audit does not show, from its own settings."""
     limits = [
         "The certificate is about the function in real arithmetic. This float execution of it: NOT EVALUATED.",

@@ -48,30 +48,19 @@ def audit(checkpoint: Path, **given: Any) -> None:
 def resumable(inputs: Inputs, given: dict[str, Any]) -> None:
     """Raises ConfigError when --out holds another campaign than the one asked for, before anything there is replaced."""
     from certkit.files import load
-    from certkit.machine import THREADS, environment, usable
-    from certkit.records import Plan, radii
+    from certkit.machine import usable
+    from certkit.records import Plan
 
-    suite = importlib.import_module("certkit.attacks.suites").suite  # by name, as certkit itself: attacks stands above
-    threads, device = given["threads"] or THREADS, usable(given["device"])
-    asked = {
-        "subject": inputs.subject,
-        "data": inputs.data.record,
-        "norm": given["norm"],
-        "box": inputs.data.box,
-        "eps": radii(options.radii(given["eps"])),
-        "suite": given["suite"],
-        "attacks": suite(given["suite"], given["norm"]),
-        "seed": given["seed"],
-        "threads": threads,
-        "device": device,
-        "environment": environment(device, threads),
-    }
+    planned = importlib.import_module("certkit.attacks.run").planned  # by name, as certkit itself: attacks stands above
+    names = ("norm", "suite", "seed", "threads")
+    eps, device = options.radii(given["eps"]), usable(given["device"])
+    plan = planned(inputs.subject, inputs.data, eps=eps, device=device, **{name: given[name] for name in names})
     path = given["out"] / "campaign" / "plan.json"
     if not path.is_file():
         return
-    held = load(Plan, path)
-    stored = {**dict(held), **dict(held.threat)}
-    if differ := [name for name, value in asked.items() if stored[name] != value]:
+    held, asked = ({**dict(one.threat), **dict(one)} for one in (load(Plan, path), plan))
+    told = asked.keys() - {"threat", "roles"}  # the one is its parts, the other follows from the attacks
+    if differ := [name for name in asked if name in told and held[name] != asked[name]]:
         raise ConfigError(
             f"{path.parent}: holds another campaign (they differ in {', '.join(differ)}); choose another --out; "
             "nothing was changed"

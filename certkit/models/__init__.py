@@ -19,6 +19,11 @@ def create(config: VisionTransformerConfig) -> nn.Module:
     return VisionTransformer(config)
 
 
+def describe(config: VisionTransformerConfig) -> str:
+    """The architecture in a few words, for display."""
+    return f"{config.name} {config.blocks}x{config.width}, {config.heads} heads"
+
+
 def build(config: dict[str, Any]) -> tuple[nn.Module, str]:
     """The architecture that a checkpoint's config.json describes, and its name. Raises CheckpointError otherwise."""
     import torch
@@ -33,4 +38,4 @@ def build(config: dict[str, Any]) -> tuple[nn.Module, str]:
     # Without memory: the weights come from the file, and a stranger's config must not be able to ask for more than it holds.
     with torch.device("meta"):
         module = create(model)
-    return module, f"{model.name} {model.blocks}x{model.width}, {model.heads} heads"
+    return module, describe(model)

@@ -20,9 +20,9 @@ from certkit.engine.certify import pair_matrix
 from certkit.engine.interpret import Interpreter
 from certkit.engine.program import export
 from certkit.errors import CertkitError, ConfigError
-from certkit.files import write_atomic
+from certkit.files import digest_file, write_atomic
 from certkit.machine import environment, pinned, provenance
-from certkit.models import create
+from certkit.models import create, describe
 from certkit.models.geometry import Spectral, weights
 from certkit.progress import Bar, bar
 from certkit.records import Data, Environment, Provenance, Rate, Record, Subject
@@ -70,14 +70,12 @@ def train(run: Run, *, out: Path, device: str = "cpu", threads: int | None = Non
         norms, metrics = fit(model, run.training, training, device)
         model.cpu().eval()
         correct = _correct(model, testing)
-    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    path = checkpoint.write(out, state, run.model_dump(mode="json"))
-    architecture = f"{run.model.name} {run.model.blocks}x{run.model.width}, {run.model.heads} heads"
+    path = checkpoint.write(out, model.state_dict(), run.model_dump(mode="json"))
     constraint = CONSTRAINTS[run.training.constraint]
     trained = Trained(
         subject=Subject(
-            sha256=checkpoint.read(path).sha256,
-            architecture=architecture,
+            sha256=digest_file(path),
+            architecture=describe(run.model),
             parameters=sum(p.numel() for p in model.parameters()),
         ),
         data=testing.record,
