@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from certkit.bounds.ledger import Ledger, to_json
 from certkit.bounds.rules.pointwise import ELEMENTARY_ULPS
-from certkit.certified import Certified, certified_counts, certify_rows, judged, median_radius, write
+from certkit.certified import certified_counts, certify_rows, judged, median_radius, write
 from certkit.checkpoint import subject_of
 from certkit.data import Dataset
 from certkit.engine.execute import attention_nodes, attention_statistics, centres
@@ -24,7 +24,19 @@ from certkit.engine.program import Program, export
 from certkit.errors import ConfigError, Refusal, one_line
 from certkit.files import digest_file, save
 from certkit.machine import environment, pinned, provenance
-from certkit.records import Ablation, Agreement, Attention, Certificate, File, Norm, Subject, Threat, radii
+from certkit.records import (
+    Ablation,
+    Agreement,
+    Attention,
+    Certificate,
+    CertifiedAt,
+    File,
+    Norm,
+    Rate,
+    Subject,
+    Threat,
+    radii,
+)
 from certkit.statistics import rate
 
 BATCH = 256
@@ -60,18 +72,18 @@ def certify(
         agreement = _agreement(model, program, interpret, ledger, threat, data, logits)
         gain, error = pair_matrix(ledger), ledger.pairs.error.to_float()
         table = certify_rows(data.indices.numpy(), data.labels.numpy(), logits, gain, error)
-        attention = _attention(program, interpret, threat, data, table)
+        clean, certified = rate(int(table.correct.sum()), len(logits)), certified_counts(table, threat.eps)
+        attention = _attention(program, interpret, threat, data, clean, certified)
     out = Path(out)
     write(table, out / "certified.parquet")
-    clean = int(table.correct.sum())
     certificate = Certificate(
         subject=subject or subject_of(model),
         program_sha256=program.sha256,
         threat=threat,
         input_shape=program.input_shape,
         data=data.record,
-        clean=rate(clean, len(logits)),
-        certified=certified_counts(table, threat.eps),
+        clean=clean,
+        certified=certified,
         pair_gain=tuple(tuple(float(g) for g in row) for row in gain),
         pair_error=error,
         median_radius=median_radius(table),
@@ -148,11 +160,11 @@ def _attention(
     interpret: Interpreter,
     threat: Threat,
     data: Dataset,
-    table: Certified,
+    clean: Rate,
+    certified: tuple[CertifiedAt, ...],
 ) -> Attention | None:
     """What attention is worth: the same network, and its own sound bound, with the softmax weights replaced."""
-    nodes = attention_nodes(program)
-    if not nodes:
+    if not attention_nodes(program):
         return None
     seen = attention_statistics(program, data.images)
     variants = {
@@ -160,7 +172,6 @@ def _attention(
         "removed": {n: torch.zeros_like(mean) for n, mean in seen.weights.items()},
         "frozen": seen.weights,
     }
-    total = len(data.labels)
     found = []
     for name, fixed in variants.items():
         weights = {key: value.double() for key, value in fixed.items()}
@@ -170,13 +181,14 @@ def _attention(
 
         ledger = interpret(threat.norm, threat.box, fixed=weights)
         g, e = pair_matrix(ledger), ledger.pairs.error.to_float()
-        rows = certify_rows(table.index, table.label, centres(program, data.images, attend).numpy(), g, e)
+        rows = certify_rows(
+            data.indices.numpy(), data.labels.numpy(), centres(program, data.images, attend).numpy(), g, e
+        )
         found.append(
             Ablation(
                 name=name,
-                clean=rate(int(rows.correct.sum()), total),
+                clean=rate(int(rows.correct.sum()), len(data.labels)),
                 certified=certified_counts(rows, threat.eps),
             )
         )
-    clean = rate(int(table.correct.sum()), total)
-    return judged(clean, certified_counts(table, threat.eps), tuple(found), seen.spread, seen.content_spread)
+    return judged(clean, certified, tuple(found), seen.spread, seen.content_spread)
