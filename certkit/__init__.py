@@ -1,7 +1,7 @@
 """certkit: how much can a network's output move, how far can it be pushed, and do the two agree.
 
-``certkit.certify(module, ...)``, ``certkit.attack(module, ...)``, ``certkit.audit(...)``, ``certkit.report(...)`` and
-``certkit.train(...)`` are the jobs; each command of the same name is a thin caller. They are imported when first used:
+``certkit.certify(module, ...)``, ``certkit.attack(module, ...)``, ``certkit.audit(...)``, ``certkit.report(...)``,
+``certkit.train(...)`` and ``certkit.compare(...)`` are the jobs; each command of the same name is a thin caller. They are imported when first used:
 ``import certkit`` loads no torch.
 """
 
@@ -15,16 +15,18 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from certkit.engine.certify import certify as certify
     from certkit.reconcile import audit as audit
+    from certkit.training.compare import compare as compare
     from certkit.training.train import train as train
 
 _JOBS = {
     "attack": "certkit.attacks",
     "audit": "certkit.reconcile",
     "certify": "certkit.engine.certify",
+    "compare": "certkit.training.compare",
     "report": "certkit.reports",
     "train": "certkit.training.train",
 }
-__all__ = ["__version__", "attack", "audit", "certify", "report", "train"]
+__all__ = ["__version__", "attack", "audit", "certify", "compare", "report", "train"]
 
 
 def __getattr__(name: str) -> Any:

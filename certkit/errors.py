@@ -3,7 +3,7 @@
 CertkitError                    2   the command prints the one line and exits with the class's code
 ├── ConfigError                 2   run.toml, an option or a value          "run.toml: unknown key 'widht'; did you mean 'width'?"
 ├── CheckpointError             2   a file that is not the checkpoint it claims to be
-├── DataError                   2   a dataset that is missing, or not images with labels
+├── DataError                   2   a dataset that is missing, damaged, or not what it is read as
 ├── Refusal                     2   a model outside what can be certified soundly
 │   └── NoRule                  2   an operator that no rule covers         "blocks.0.mlp: no rule for aten.tan.default ..."
 ├── RecordError                 2   a certificate, campaign or audit file that is malformed
@@ -39,7 +39,7 @@ class CheckpointError(CertkitError):
 
 
 class DataError(CertkitError):
-    """A dataset that is missing or is not images with labels."""
+    """A dataset that is missing, damaged, or not what it is read as."""
 
 
 class Refusal(CertkitError):

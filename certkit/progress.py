@@ -16,8 +16,8 @@ class Bar:
 
 
 @contextmanager
-def bar(what: str, total: int) -> Iterator[Bar]:
-    """A bar over ``total`` units on stderr, shown only when stderr is a terminal."""
+def bar(what: str, total: int, done: int = 0) -> Iterator[Bar]:
+    """A bar over ``total`` units on stderr, ``done`` of them before, shown only when stderr is a terminal."""
     if not sys.stderr.isatty():
         yield Bar(lambda note: None)
         return
@@ -40,5 +40,5 @@ def bar(what: str, total: int) -> Iterator[Bar]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=total, note="")
+        task = progress.add_task(what, total=total, completed=done, note="")
         yield Bar(lambda note: progress.update(task, advance=1, note=note))

@@ -6,7 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from certkit.config import MAX_BYTES, Run, load_run, override, parse, preset, presets, validate
+from certkit.config import (
+    ARCHITECTURES,
+    MAX_BYTES,
+    ComparisonConfig,
+    Contender,
+    DataConfig,
+    Run,
+    TrainingConfig,
+    changed,
+    load_run,
+    override,
+    parse,
+    preset,
+    presets,
+    validate,
+)
 from certkit.errors import ConfigError
 
 
@@ -40,7 +55,19 @@ def test_a_run_file_is_read(tmp_path: Path) -> None:
         ("training.temperature = nan", "run.toml: training.temperature: expected a number > 0, got nan"),
         ("training.temperature = inf", "run.toml: training.temperature: expected a number > 0, got inf"),
         ("training.temperature = '0.1'", "run.toml: training.temperature: expected a number > 0, got '0.1'"),
-        ("training.optimizer = 'sgd'", "run.toml: training.optimizer: expected 'muon', got 'sgd'"),
+        (
+            "training.optimizer = 'lion'",
+            "run.toml: training.optimizer: expected 'muon' or 'adamw' or 'sgd', got 'lion'",
+        ),
+        (
+            "model.name = 'vitt'",
+            "run.toml: model.name: expected 'vit' or 'vit-layernorm' or 'mlp' or 'gpt' or 'gpt-layernorm', "
+            + "got 'vitt'; did you mean 'vit'?",
+        ),
+        ("model = {name = 'mlp', hiden = [2]}", "run.toml: unknown key 'model.hiden'; did you mean 'model.hidden'?"),
+        ("model = {name = 'mlp', hidden = 3}", "run.toml: model.hidden: expected a list, got 3"),
+        ("model = {name = 'mlp', patch = 2}", "run.toml: model.name 'mlp' has no setting 'model.patch'"),
+        ("compare = {seeds = [0]}", "run.toml: compare.rows: expected a list, got a table"),
         ("data.name = 3", "run.toml: data.name: expected a text, got 3"),
         ("data.name = ['a']", "run.toml: data.name: expected a text, got a list"),
         ("model = 3", "run.toml: model: expected a table, got 3"),
@@ -145,7 +172,24 @@ def test_an_unknown_preset_is_refused_with_a_suggestion() -> None:
 
 
 def test_every_setting_says_what_it_is() -> None:
-    for section in (Run.model_fields[name].annotation for name in ("model", "data", "training")):
-        assert section is not None
+    for section in (*ARCHITECTURES.values(), DataConfig, TrainingConfig, ComparisonConfig, Contender):
         for name, field in section.model_fields.items():
             assert field.description or name == "name", name
+
+
+def test_another_architecture_starts_from_its_own_defaults() -> None:
+    run = override(Run(), ["model.name=mlp", "model.hidden=[8, 4]"])
+    assert (run.model.name, getattr(run.model, "hidden", None)) == ("mlp", (8, 4))
+    with pytest.raises(ConfigError) as caught:
+        override(Run(), ["model.name=mlp", "model.patch=2"])
+    assert str(caught.value) == "--set: model.name 'mlp' has no setting 'model.patch'"
+
+
+def test_a_row_changes_keys_and_replaces_models() -> None:
+    run = changed(Run(), {"training": {"steps": 3}, "model": {"width": 32}}, "row")
+    assert (run.training.steps, run.training.batch, getattr(run.model, "width", None)) == (3, 128, 32)
+    other = changed(run, {"model": {"name": "vit-layernorm"}}, "row")
+    assert (other.model.name, getattr(other.model, "width", None)) == ("vit-layernorm", 16)
+    with pytest.raises(ConfigError) as caught:
+        changed(Run(), {"training": {"stps": 3}}, "row 'x'")
+    assert str(caught.value) == "row 'x': unknown key 'training.stps'; did you mean 'training.steps'?"

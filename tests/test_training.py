@@ -1,83 +1,47 @@
-"""Training: the constraint holds after every step, Muon steps as far as it says, and the whole job works."""
+"""Training: the whole job, what it promises, what it leaves behind when it fails, and how it goes on."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
 
 import certkit
 from certkit import checkpoint
-from certkit.bounds.spectral import spectral_norm
-from certkit.config import override, preset
+from certkit.config import Run, TrainingConfig, changed, override, preset
 from certkit.data import load
-from certkit.errors import CertkitError, ConfigError
+from certkit.errors import CertkitError, CheckpointError, ConfigError
 from certkit.models import build, create
 from certkit.models.geometry import Entries, Spectral, weights
-from certkit.training.constraints import CONSTRAINTS, Constraint, constrain_
-from certkit.training.muon import Muon
-from certkit.training.newton_schulz import orthogonalised, polar
+from certkit.training import losses, state
+from certkit.training.augment import Change
+from certkit.training.constraints import CONSTRAINTS
+from certkit.training.loop import Diverged, History, fit, schedule
+from certkit.training.tasks import ImageTask, task_of
+from certkit.training.train import made
 
-shapes = st.sampled_from([(1, 1), (1, 7), (6, 6), (3, 12), (12, 3), (2, 5, 5)])
-seeds = st.integers(0, 2**32 - 1)
-
-
-def matrices(weight: torch.Tensor) -> list[np.ndarray]:
-    return list(weight.detach().double().reshape(-1, *weight.shape[-2:]).numpy())
-
-
-@given(shape=shapes, seed=seeds, scale=st.sampled_from([1e-20, 1e-3, 1.0, 1e6]))
-def test_an_orthogonalised_matrix_never_exceeds_1(shape: tuple[int, ...], seed: int, scale: float) -> None:
-    raw = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
-    assert all(spectral_norm(m) <= 1 for m in matrices(orthogonalised(raw)))
+SMALL = ["training.steps=12", "training.refresh=6"]
+ALL = slice(None)
 
 
-@given(shape=shapes, seed=seeds)
-def test_the_polar_factor_has_singular_values_1(shape: tuple[int, ...], seed: int) -> None:
-    raw = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    values = torch.linalg.svdvals(polar(raw)) if min(shape[-2:]) else torch.empty(0)
-    # 30 cubic steps bring a singular value of 1e-4 of the largest to 1; a smaller one may stay below, never above
-    assert float(values.max()) <= 1 + 1e-12
-    ratios = torch.linalg.svdvals(raw)
-    well = ratios.amin(-1) / ratios.amax(-1) > 1e-3
-    assert bool((values.amin(-1)[well] > 1 - 1e-5).all())
+def small(*changes: str) -> Run:
+    return override(preset("digits-vit"), [*SMALL, *changes])
 
 
-@pytest.mark.parametrize("name", [name for name, constraint in CONSTRAINTS.items() if constraint.provable])
-@settings(max_examples=15)
-@given(shape=shapes, seed=seeds, rate=st.sampled_from([0.001, 0.05, 0.5]), cap=st.sampled_from([0.5, 1.0, 3.0]))
-def test_a_provable_cap_holds_after_every_step(
-    name: str, shape: tuple[int, ...], seed: int, rate: float, cap: float
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.nn.Parameter(torch.randn(shape, generator=generator))
-    constrain_(weight.data, cap, CONSTRAINTS[name])
-    muon = Muon([weight], lr=rate * cap, momentum=0.9)
-    for _ in range(200):
-        weight.grad = torch.randn(shape, generator=generator) * 10 ** float(
-            torch.randint(-6, 6, (), generator=generator)
-        )
-        muon.step()
-        constrain_(weight.data, cap, CONSTRAINTS[name])
-        assert all(spectral_norm(m) <= cap * (1 + 1e-6) for m in matrices(weight))
+def fitted(run: Run) -> tuple[nn.Module, History]:
+    model = made(run, "cpu")
+    return model, fit(model, task_of(run, "cpu"), run)
 
 
-def test_a_muon_step_moves_by_the_learning_rate() -> None:
-    torch.manual_seed(0)
-    weight = torch.nn.Parameter(torch.zeros(6, 4))
-    weight.grad = torch.randn(6, 4)
-    Muon([weight], lr=0.1).step()
-    assert 0.099 < spectral_norm(weight.detach().double().numpy()) <= 0.1
-
-
-def test_muon_refuses_what_is_no_matrix() -> None:
-    with pytest.raises(ValueError, match=r"Muon steps matrices; a weight of shape \(3,\) is none"):
-        Muon([torch.nn.Parameter(torch.zeros(3))], lr=0.1)
+def same_file(a: Path, b: Path, name: str) -> bool:
+    return (a / name).read_bytes() == (b / name).read_bytes()
 
 
 def test_every_weight_of_a_preset_declares_its_geometry_and_none_is_a_normalisation() -> None:
@@ -88,45 +52,293 @@ def test_every_weight_of_a_preset_declares_its_geometry_and_none_is_a_normalisat
     assert not [part for part in model.modules() if "Norm" in type(part).__name__]
 
 
-def test_a_weight_without_a_geometry_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"0\.weight: no geometry is declared by Linear"):
-        list(weights(torch.nn.Sequential(torch.nn.Linear(2, 2))))
-
-
 def test_training_writes_a_checkpoint_that_reads_back_and_repeats_to_the_byte(tmp_path: Path) -> None:
-    run = override(preset("digits-vit"), ["training.steps=12", "training.refresh=6"])
-    first = certkit.train(run, out=tmp_path / "a", threads=1)
-    certkit.train(run, out=tmp_path / "b", threads=1)
+    first = certkit.train(small(), out=tmp_path / "a", threads=1)
+    certkit.train(small(), out=tmp_path / "b", threads=1)
     assert first.largest_norm_over_cap <= 1 + 1e-6
-    assert first.provable
-    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    assert first.promise == "provable"
+    assert same_file(tmp_path / "a", tmp_path / "b", "model.safetensors")
+    assert same_file(tmp_path / "a", tmp_path / "b", "metrics.jsonl")
     found = checkpoint.read(tmp_path / "a")
     assert found.config is not None
     model, name = build(found.config)
     checkpoint.load_into(model, found)
     assert name == first.subject.architecture
     assert found.sha256 == first.subject.sha256
-    assert len((tmp_path / "a" / "metrics.jsonl").read_text().splitlines()) == 3
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "config.json", "metrics.jsonl", "model.safetensors", "trained.json",
+    ]  # fmt: skip
+
+
+def test_metrics_say_what_was_measured(tmp_path: Path) -> None:
+    certkit.train(small("data.validation=0.1"), out=tmp_path, threads=1)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 6, 11]
+    first = lines[0]
+    assert set(first["norm_over_cap"]) == {
+        name for name, _, kind in weights(create(preset("digits-vit").model)) if isinstance(kind, Spectral)
+    }
+    assert all(0.9 < share <= 1 + 1e-6 for share in first["norm_over_cap"].values())
+    assert first["largest_entry"]["logits"] > 0
+    assert math.isfinite(first["gradient_norm"])
+    assert 0 <= first["validation_accuracy"] <= 1
+    assert first["validation_loss"] > 0
+    assert first["spikes"] == 0
+    assert {"loss", "lr", "batch_accuracy", "pair_gain"} <= first.keys()
+
+
+# Going on
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        ["training.optimizer=adamw", "training.constraint=svd-clip", "training.learning_rate=0.001"],
+        ["training.optimizer=sgd", "training.constraint=none", "training.loss=cross-entropy", "model.dropout=0.2"],
+        ["training.sensitivity=true", "training.constraint=spectral-soft-cap", "training.flip=true"],
+    ],
+    ids=["muon", "adamw", "sgd", "options"],
+)
+def test_a_run_goes_on_from_its_state_to_the_same_bytes(
+    changes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small("training.save=5", *changes)
+    certkit.train(run, out=tmp_path / "whole", threads=1)
+    kept: list[bytes] = []
+    save = state.save
+
+    def stop(path: Path, *rest: object) -> None:
+        save(path, *rest)  # type: ignore[arg-type]
+        kept.append(path.read_bytes())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(state, "save", stop)
+    for _ in range(2):  # stopped after step 5 and again after step 10: neither is a multiple of refresh
+        with pytest.raises(KeyboardInterrupt):
+            certkit.train(run, out=tmp_path / "halted", threads=1)
+    monkeypatch.undo()
+    assert len(set(kept)) == 2
+    certkit.train(run, out=tmp_path / "halted", threads=1)
+    for name in ("model.safetensors", "metrics.jsonl", "config.json"):
+        assert same_file(tmp_path / "whole", tmp_path / "halted", name)
+    assert not (tmp_path / "halted" / "state.safetensors").exists()
+
+
+def test_the_state_of_another_run_is_refused_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    save = state.save
+    monkeypatch.setattr(state, "save", lambda *given: (save(*given), stop()))
+    with pytest.raises(KeyboardInterrupt):
+        certkit.train(small("training.save=5"), out=tmp_path)
+    held = (tmp_path / "state.safetensors").read_bytes()
+    with pytest.raises(ConfigError) as caught:
+        certkit.train(small("training.save=5", "training.seed=1"), out=tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: holds the state of another run; choose another --out, "
+        "or delete state.safetensors there to train from the start; nothing was changed"
+    )
+    assert (tmp_path / "state.safetensors").read_bytes() == held
+
+
+def test_how_often_a_run_saves_does_not_make_it_another() -> None:
+    assert state.fingerprint(small("training.save=5")) == state.fingerprint(small("training.save=7"))
+    assert state.fingerprint(small("training.steps=13")) != state.fingerprint(small())
+
+
+@pytest.mark.parametrize("raw", [b"", b"junk", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_a_damaged_state_is_refused(raw: bytes, tmp_path: Path) -> None:
+    (tmp_path / "state.safetensors").write_bytes(raw)
+    with pytest.raises(CheckpointError, match=r"^state.safetensors: not a state of certkit train \(.*\); delete it"):
+        certkit.train(small(), out=tmp_path)
+    assert (tmp_path / "state.safetensors").read_bytes() == raw
+
+
+# Failing
 
 
 def test_a_model_for_other_images_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    run = override(preset("digits-vit"), ["model.classes=11"])
-    with pytest.raises(ConfigError, match=r"data set 'digits' has 10 classes, the model 11; set model.classes"):
-        certkit.train(run, out=tmp_path / "out")
+    for change, message in {
+        "model.classes=11": "data set 'digits' has 10 classes, the model 11; set model.classes",
+        "model.image_size=16": "data set 'digits' has images of 1 x 8 x 8, the model reads 1 x 16 x 16; "
+        "set model.image_size and model.channels",
+        "training.constraint=weight-decay": "training.constraint: weight-decay with weight_decay 0 does nothing; "
+        "expected training.weight_decay > 0",
+    }.items():
+        with pytest.raises(ConfigError) as caught:
+            certkit.train(small(change), out=tmp_path / "out")
+        assert str(caught.value) == message
     assert not (tmp_path / "out").exists()
 
 
 def test_a_promise_that_is_not_kept_is_an_error_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loose = Constraint(lambda weight, cap: polar(weight) * (cap * 1.01), provable=True, reason="a lie")
-    monkeypatch.setitem(CONSTRAINTS, "stiefel", loose)
-    run = override(preset("digits-vit"), ["training.steps=2"])
+    honest = CONSTRAINTS["stiefel"]
+
+    def loose(weight: torch.Tensor, limit: float, step: object) -> torch.Tensor:
+        return honest.project(weight, limit, step) * 1.01  # type: ignore[arg-type]
+
+    monkeypatch.setitem(CONSTRAINTS, "stiefel", honest.__class__(**{**fields(honest), "project": loose}))
     with pytest.raises(CertkitError) as caught:
-        certkit.train(run, out=tmp_path / "out")
+        certkit.train(small("training.steps=2"), out=tmp_path / "out")
     assert re.fullmatch(
-        r"training: a matrix has 1\.0(0999\d+|1\d+) times its cap at step 0, beyond 1 \+ 1e-06; nothing was written",
+        r"training: \S+weight has 1\.0(0999\d+|1\d+) times its cap at step \d, beyond 1 \+ 1e-06; "
+        r"its constraint promises more; this is a fault of certkit's own",
         str(caught.value),
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def fields(record: object) -> dict[str, object]:
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small("training.save=5", "training.loss=cross-entropy", "training.constraint=none")
+    drawn = ImageTask.batch
+    seen = 0
+
+    def spoilt(self: ImageTask, *given: object) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal seen
+        seen += 1
+        x, y = drawn(self, *given)  # type: ignore[arg-type]
+        return (x * math.nan if seen == 8 else x), y
+
+    monkeypatch.setattr(ImageTask, "batch", spoilt)
+    with pytest.raises(Diverged) as caught:
+        certkit.train(run, out=tmp_path, threads=1)
+    assert str(caught.value) == (
+        "training: the loss is nan at step 7; lower training.learning_rate; the weights of step 5 are kept in last-good"
+    )
+    found = checkpoint.read(tmp_path / "last-good")
+    assert found.config is not None
+    checkpoint.load_into(build(found.config)[0], found)
+    assert not (tmp_path / "model.safetensors").exists()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_run_that_diverges_before_its_first_state_writes_nothing(tmp_path: Path) -> None:
+    run = small(
+        "training.optimizer=sgd", "training.constraint=none", "training.loss=cross-entropy",
+        "training.learning_rate=1e30", "training.steps=50",
+    )  # fmt: skip
+    with pytest.raises(Diverged, match=r"(is nan|is inf|no longer finite) at step \d+; lower training.learning_rate; "):
+        certkit.train(run, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# The pieces
+
+
+def test_a_batch_in_pieces_gives_the_gradient_of_the_whole() -> None:
+    whole, parts = (small("training.precision=float64", f"training.pieces={n}", "training.steps=3") for n in (1, 4))
+    a, b = fitted(whole)[0], fitted(parts)[0]
+    assert all(torch.allclose(x, y, rtol=0, atol=1e-10) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights() -> None:
+    model, history = fitted(small("training.precision=bfloat16", "training.steps=3"))
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    exact = fitted(small("training.steps=3"))[1]
+    assert history.lines[-1]["loss"] != exact.lines[-1]["loss"]
+    assert history.lines[-1]["loss"] == pytest.approx(exact.lines[-1]["loss"], rel=0.1)
+
+
+def test_a_float64_network_is_read_back_as_one(tmp_path: Path) -> None:
+    trained = certkit.train(small("training.precision=float64"), out=tmp_path)
+    found = checkpoint.read(tmp_path)
+    assert found.config is not None
+    model, _ = build(found.config)
+    checkpoint.load_into(model, found)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float64}
+    assert found.sha256 == trained.subject.sha256
+
+
+def test_the_schedule_rises_holds_and_falls() -> None:
+    settings = TrainingConfig(steps=100, warmup=10, decay_from=0.5)
+    factors = [schedule(settings, step) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9:51] == [1.0] * 42
+    assert factors[75] == pytest.approx(0.5)
+    assert 0 < factors[99] < 0.03
+    assert {schedule(TrainingConfig(steps=100, decay_from=1.0), step) for step in range(100)} == {1.0}
+
+
+def test_losses_are_zero_or_smallest_exactly_where_samples_are_certified() -> None:
+    gain = torch.full((3, 3), 2.0).fill_diagonal_(0)
+    logits = torch.tensor([[1.0, 0.0, -1.0]], requires_grad=True)
+    wanted = torch.tensor([0])
+    # The margin is 1 and its gain 2: the radius is a half.
+    assert losses.hinge(logits, wanted, gain, eps=0.5).item() == 0
+    assert losses.hinge(logits, wanted, gain, eps=0.75).item() == pytest.approx(0.25)
+    losses.hinge(logits, wanted, gain, eps=0.75).backward()
+    assert logits.grad is not None
+    assert logits.grad.tolist() == [[-0.5, 0.5, 0.0]]
+    assert losses.hinge(logits, torch.tensor([2]), gain, eps=0.5).item() == pytest.approx(1.5)
+    raised = torch.tensor([[1.0, 1.0, 0.0]])  # eps 0.5 raises both wrong logits by 1
+    expected = F.cross_entropy(raised * math.sqrt(2) / 0.1 / 2, wanted)
+    found = losses.offset_cross_entropy(logits, wanted, gain, eps=0.5, temperature=0.1)
+    assert found.item() == pytest.approx(expected.item())
+
+
+def test_images_move_by_whole_pixels_exactly_and_mirror() -> None:
+    image = torch.arange(16.0).reshape(1, 1, 4, 4)
+    down_right = Change(torch.tensor([[1.0, 0.0]]), None).of(image, ALL)
+    assert torch.allclose(down_right[..., :3], image[..., 1:], atol=1e-5)
+    assert torch.allclose(down_right[..., 3], torch.zeros(4), atol=1e-5)
+    assert torch.equal(Change(None, torch.tensor([True])).of(image, ALL), image.flip(-1))
+    assert torch.equal(Change(None, torch.tensor([False])).of(image, ALL), image)
+
+
+def test_spikes_are_losses_far_beyond_those_before() -> None:
+    history = History()
+    for loss in [1.0] * 50 + [2.1, 1.9, 1.0, 5.0]:
+        history.saw(loss)
+    assert history.spikes == 2
+    assert len(history.recent) == 50
+
+
+def test_held_out_samples_are_never_trained_on_and_the_same_for_every_seed() -> None:
+    tasks = [task_of(small("data.validation=0.2", f"training.seed={seed}"), "cpu") for seed in (0, 1)]
+    data = load("digits", "train")
+    for task in tasks:
+        assert isinstance(task, ImageTask)
+        held = task.held_out()
+        assert held is not None
+        assert len(held[1]) == round(0.2 * len(data.labels))
+        assert len(held[1]) + len(task.labels) == len(data.labels)
+        counts = [int((images == held[0][0]).flatten(1).all(1).sum()) for images in (task.images, data.images)]
+        assert counts == [0, 1]
+    a, b = (task.held_out() for task in tasks)
+    assert a is not None
+    assert b is not None
+    assert torch.equal(a[0], b[0])
+
+
+def test_a_comparison_is_not_one_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^this run is a comparison of several; certkit.compare makes those$"):
+        certkit.train(preset("compare-digits"), out=tmp_path)
+
+
+def test_a_seed_decides_the_run() -> None:
+    run = small("training.steps=2")
+    a, b, c = (fitted(changed(run, {"training": {"seed": seed}}, "test"))[0] for seed in (0, 0, 1))
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    assert not all(torch.equal(x, y) for x, y in zip(a.parameters(), c.parameters(), strict=True))
+
+
+def test_tensorboard_is_named_when_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError) as caught:
+        certkit.train(small(), out=tmp_path / "out", tensorboard=True)
+    assert str(caught.value) == (
+        "--tensorboard needs the package tensorboard; pip install 'certkit[tensorboard]', or leave it out: "
+        "metrics.jsonl holds the same numbers"
     )
     assert not (tmp_path / "out").exists()
 
@@ -135,7 +347,7 @@ def test_a_promise_that_is_not_kept_is_an_error_and_nothing_is_written(
 def test_the_preset_trains_to_97_percent_clean_and_70_percent_certified_at_a_quarter(tmp_path: Path) -> None:
     """Certified without normalisation layers, every matrix inside its cap, on samples that training never saw."""
     trained = certkit.train(preset("digits-vit"), out=tmp_path, threads=1)
-    assert trained.provable
+    assert trained.promise == "provable"
     assert trained.largest_norm_over_cap <= 1 + 1e-6
     found = checkpoint.read(tmp_path)
     assert found.config is not None

@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, TypeAlias, TypeVar
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
+
+from certkit.bounds.spectral import euclidean, spectral_norm, up
 
 
 @dataclass(frozen=True, slots=True)
 class Spectral:
-    """A matrix, or a stack of matrices, as a map of l2: measured by its largest singular value, which ``cap`` bounds."""
+    """A matrix, or a stack of them (..., out, in), as a map of l2: measured by its largest singular value sigma.
+
+    ``cap`` bounds sigma itself in units of ``l2``, and sqrt(in/out) sigma, the norm from RMS to RMS, in units of ``rms``.
+    """
 
     cap: float = 1.0
+    units: Literal["l2", "rms"] = "l2"
+
+    def unit(self, shape: Sequence[int]) -> float:
+        """The sigma of a matrix of this shape whose declared norm is 1."""
+        return 1.0 if self.units == "l2" else math.sqrt(shape[-2] / shape[-1])
+
+    def limit(self, shape: Sequence[int]) -> float:
+        """The largest sigma that the cap allows a matrix of this shape."""
+        return self.cap * self.unit(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A table (..., rows, width) that is looked up, such as an embedding: no row's RMS exceeds ``cap``.
+
+    That is the norm from l1 to RMS: what a one-hot vector, or a mixture of them, can become.
+    """
+
+    cap: float = 1.0
+
+    def unit(self, shape: Sequence[int]) -> float:
+        """The l2 norm of a row of this width whose RMS is 1."""
+        return math.sqrt(shape[-1])
+
+    def limit(self, shape: Sequence[int]) -> float:
+        """The largest l2 norm that the cap allows a row."""
+        return self.cap * self.unit(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +55,32 @@ class Entries:
     """A vector or table that stretches nothing, such as a bias or a constant score: its entries move freely."""
 
 
-Geometry: TypeAlias = Spectral | Entries
+Geometry: TypeAlias = Spectral | Rows | Entries
+Capped = TypeVar("Capped", bound="Spectral | Rows")
+
+
+def scaled(geometry: Capped, factor: float) -> Capped:
+    """The same geometry with ``factor`` times its cap: how the one cap of a run's settings reaches every weight."""
+    return replace(geometry, cap=geometry.cap * factor)
+
+
+def norm_over_cap(weight: Tensor, geometry: Geometry) -> float:
+    """The weight's norm as a share of its cap, as a proved upper bound: the largest of a stack, or of a table's rows.
+
+    0 for entries, which have no cap.
+    """
+    stack = weight.detach().cpu().double().reshape(-1, *weight.shape[-2:]).numpy()
+    if isinstance(geometry, Entries) or not stack.size:
+        return 0.0
+    if isinstance(geometry, Rows):
+        norm = float(np.max(euclidean(stack.reshape(-1, stack.shape[-1]), axis=1)))
+    else:
+        norm = max(spectral_norm(matrix) for matrix in stack)
+    return up(norm / math.nextafter(geometry.limit(weight.shape) * (1 - 1e-15), 0.0))  # the limit's own rounding
 
 
 class Declared(nn.Module):
-    """A layer that declares a geometry for each of its own weights."""
+    """A layer that declares a geometry for each of its own weights; an instance may declare another than its class."""
 
     geometry: ClassVar[Mapping[str, Geometry]] = {}
 

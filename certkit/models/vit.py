@@ -1,7 +1,7 @@
 """A Lipschitz vision transformer: patches, tokenwise layers, attention, and a head that reads all tokens.
 
-No normalisation layer anywhere; every matrix lives in the spectral norm. Shape suffixes: B batch, C channels, G patches
-per side, P pixels per patch side, T tokens, D width.
+No normalisation layer anywhere; every matrix lives in the spectral norm. Shape suffixes: B batch, C channels, S image
+side, T tokens, D width.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from certkit.config import VisionTransformerConfig
-from certkit.models.layers import Attention, Linear, MaxMin, Residual
+from certkit.models.attention import Attention
+from certkit.models.layers import Linear, MaxMin, Patches, Residual, dropout
 
 
 class VisionTransformer(nn.Module):
@@ -18,33 +19,30 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: VisionTransformerConfig) -> None:
         super().__init__()
-        self.patch, self.grid = config.patch, config.image_size // config.patch
-        tokens, width = self.grid**2, config.width
-        self.embed = nn.Sequential(Linear(config.channels * self.patch**2, width, tokens=tokens), MaxMin())
-        position = neighbours(self.grid, config.heads, config.position)
+        grid = config.image_size // config.patch
+        tokens, width = grid**2, config.width
+        self.patches = Patches(grid, config.patch)
+        self.embed = nn.Sequential(Linear(config.channels * config.patch**2, width, tokens=tokens), MaxMin())
+        position = neighbours(grid, config.heads, config.position)
         blocks: list[nn.Module] = []
         for _ in range(config.blocks):
             attention = Attention(width, config.heads, position, scale=config.scale)
             blocks.append(Residual(attention, config.residual) if config.residual < 1 else attention)
+            blocks += dropout(config.dropout)
             for _ in range(config.mlp_layers):
-                blocks += [MaxMin(), Linear(width, width, tokens=tokens)]
+                blocks += [MaxMin(), Linear(width, width, tokens=tokens), *dropout(config.dropout)]
             blocks.append(MaxMin())
         self.blocks = nn.Sequential(*blocks)
         hidden: list[nn.Module] = []
         for _ in range(config.hidden_layers):
-            hidden += [Linear(tokens * width, tokens * width), MaxMin()]
+            hidden += [Linear(tokens * width, tokens * width), MaxMin(), *dropout(config.dropout)]
         self.hidden = nn.Sequential(*hidden)
         self.head = Linear(tokens * width, config.classes)
 
     def forward(self, x_BCSS: Tensor) -> Tensor:
-        x_BTD = self.embed(self._patches(x_BCSS - 0.5))
+        x_BTD = self.embed(self.patches(x_BCSS - 0.5))
         logits: Tensor = self.head(self.hidden(self.blocks(x_BTD).flatten(1)))
         return logits
-
-    def _patches(self, x_BCSS: Tensor) -> Tensor:
-        batch, channels = x_BCSS.shape[:2]
-        x_BCGPGP = x_BCSS.reshape(batch, channels, self.grid, self.patch, self.grid, self.patch)
-        return x_BCGPGP.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def neighbours(grid: int, heads: int, strength: float) -> Tensor:

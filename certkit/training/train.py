@@ -1,195 +1,147 @@
-"""The training job: from a run to a checkpoint whose every matrix is proved to be inside its cap."""
+"""The training job: from a run to a checkpoint whose weights are measured, and proved under their caps where promised."""
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from certkit import checkpoint
-from certkit.bounds.spectral import spectral_norm
-from certkit.config import Run, TrainingConfig
-from certkit.data import Dataset, load
-from certkit.engine.certify import pair_matrix
-from certkit.engine.interpret import Interpreter
-from certkit.engine.program import export
+from certkit.config import Run
 from certkit.errors import CertkitError, ConfigError
-from certkit.files import digest_file, write_atomic
+from certkit.files import digest, write_atomic
 from certkit.machine import environment, pinned, provenance
 from certkit.models import create, describe
-from certkit.models.geometry import Spectral, weights
-from certkit.progress import Bar, bar
 from certkit.records import Data, Environment, Provenance, Rate, Record, Subject
 from certkit.statistics import rate
-from certkit.training.augment import shifted
-from certkit.training.constraints import CONSTRAINTS, Constraint, constrain_
-from certkit.training.muon import Muon
+from certkit.text import TextData
+from certkit.training import state
+from certkit.training.board import board
+from certkit.training.constraints import promise
+from certkit.training.distributed import World, joined
+from certkit.training.loop import History, Line, Note, fit
+from certkit.training.stepper import possible
+from certkit.training.tasks import Judged, Task, judge, task_of
 
-SLACK = 1e-6  # what float32 projections may leave above a cap
-DECAY_FROM = 1 / 3  # the learning rate is constant up to here, then falls linearly to 0
+METRICS, TRAINED, BOARD = "metrics.jsonl", "trained.json", "tensorboard"
 
 
 class Trained(Record):
-    """What came of a run. ``largest_norm_over_cap`` is proved, over every matrix, at every refresh and at the end."""
+    """What came of a run.
 
-    format: Literal[1] = 1
+    ``clean`` is right predictions on the test split (of images, or of next tokens), ``training`` on as many training
+    samples, ``validation`` on those held out, if any were. ``largest_norm_over_cap`` is proved, over every weight with a cap, at every refresh and at the end;
+    ``largest_entry`` is measured, over all blocks, on the first training samples.
+    """
+
+    format: Literal[2] = 2
     kind: Literal["certkit.trained"] = "certkit.trained"
     subject: Subject
-    data: Data
+    data: Data | TextData
     clean: Rate
+    test_loss: float
+    training: Rate
+    validation: Rate | None
     largest_norm_over_cap: float
+    largest_entry: float
+    spikes: int
+    optimizer: str
     constraint: str
-    provable: bool
+    promise: str
+    processes: int
     environment: Environment
     provenance: Provenance
 
 
-def train(run: Run, *, out: Path, device: str = "cpu", threads: int | None = None) -> Trained:
-    """Train a Lipschitz network and write ``out/model.safetensors``, ``config.json``, ``metrics.jsonl``, ``trained.json``.
+def train(
+    run: Run, *, out: Path, device: str = "cpu", threads: int | None = None, tensorboard: bool = False
+) -> Trained:
+    """Train a network and write ``out/model.safetensors``, ``config.json``, ``metrics.jsonl``, ``trained.json``.
 
-    Every matrix is projected onto its constraint after every step. The loss is cross-entropy on logits of which each
-    wrong one is raised by eps times the proved gain of its lead over the true one: the very bound that certificates use,
-    derived again from the network's graph every ``refresh`` steps. No normalisation, no clipping. Nothing is written
-    unless training succeeds. Raises DataError for data that do not fit the model, ConfigError for a run that cannot be
-    meant, CertkitError when the loss is no longer finite or a matrix leaves a cap that its constraint promises to hold.
+    Every weight is put back under its cap after every step by the run's constraint. A loss that asks for certified
+    margins uses the very bound that certificates use, derived again from the network's graph every ``refresh`` steps.
+    Every ``save`` steps a state is written to ``out``; the same call goes on from there after an interruption, on a CPU
+    to the same bytes. Under ``torchrun`` the processes share each batch and the optimiser's work.
+    Raises DataError for data that do not fit the model, ConfigError for a run that cannot be meant, CertkitError when the
+    loss is no longer finite (the last state's weights are then kept in ``out/last-good``) or a cap that was promised is
+    not held.
     """
     started = time.monotonic()
     out = Path(out)
-    with pinned(threads) as count:
-        training = load(run.data.name, run.data.train)
-        testing = load(run.data.name, run.data.test)
-        _fits(run, training)
-        torch.manual_seed(run.training.seed)
-        model = create(run.model).to(device)
-        norms, metrics = fit(model, run.training, training, device)
+    if run.compare is not None:
+        raise ConfigError("this run is a comparison of several; certkit.compare makes those")
+    s = run.training
+    possible(s)
+    with (
+        pinned(threads) as count,
+        joined(device) as world,
+        board(out / BOARD if tensorboard and world.first else None) as note,
+    ):
+        task = task_of(run, device)
+        model = made(run, device)
+        history = _fitted(model, task, run, world, out, note)
+        tested, seen = judge(model, task.tested()), judge(model, task.seen())
+        held = None if (samples := task.held_out()) is None else judge(model, samples)
         model.cpu().eval()
-        correct = _correct(model, testing)
-    path = checkpoint.write(out, model.state_dict(), run.model_dump(mode="json"))
-    constraint = CONSTRAINTS[run.training.constraint]
+        if world.first:
+            checkpoint.write(out, model.state_dict(), run.model_dump(mode="json"))
     trained = Trained(
         subject=Subject(
-            sha256=digest_file(path),
+            sha256=digest(checkpoint.serialized(model.state_dict())),
             architecture=describe(run.model),
             parameters=sum(p.numel() for p in model.parameters()),
         ),
-        data=testing.record,
-        clean=rate(correct, len(testing.labels)),
-        largest_norm_over_cap=norms,
-        constraint=run.training.constraint,
-        provable=constraint.provable,
+        data=task.testing.record,
+        clean=_rate(tested),
+        test_loss=tested.mean_loss,
+        training=_rate(seen),
+        validation=None if held is None else _rate(held),
+        largest_norm_over_cap=history.norm_over_cap,
+        largest_entry=history.activation,
+        spikes=history.spikes,
+        optimizer=s.optimizer,
+        constraint=s.constraint,
+        promise=promise(s.constraint, s.optimizer, scale=s.scale),
+        processes=world.size,
         environment=environment(device, count),
         provenance=provenance(started),
     )
-    write_atomic(out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics).encode())
-    write_atomic(out / "trained.json", (trained.model_dump_json(indent=1) + "\n").encode())
+    if world.first:
+        _write_metrics(out, history.lines)
+        write_atomic(out / TRAINED, (trained.model_dump_json(indent=1) + "\n").encode())
+        (out / state.STATE).unlink(missing_ok=True)
     return trained
 
 
-def _fits(run: Run, data: Dataset) -> None:
-    """The model must read these images and name these classes. Raises ConfigError saying what would."""
-    model, (channels, height, width) = run.model, data.images.shape[1:]
-    if (channels, height, width) != (model.channels, model.image_size, model.image_size):
-        raise ConfigError(
-            f"data set {data.record.name!r} has images of {channels} x {height} x {width}, the model reads "
-            f"{model.channels} x {model.image_size} x {model.image_size}; set model.image_size and model.channels"
-        )
-    if len(data.record.classes) != model.classes:
-        raise ConfigError(
-            f"data set {data.record.name!r} has {len(data.record.classes)} classes, the model {model.classes}; "
-            "set model.classes"
-        )
+def made(run: Run, device: str) -> nn.Module:
+    """The run's network, freshly initialised from its seed."""
+    torch.manual_seed(run.training.seed)
+    model = create(run.model)
+    if run.training.precision == "float64":
+        model = model.double()
+    return model.to(device)
 
 
-def fit(
-    model: nn.Module, settings: TrainingConfig, data: Dataset, device: str = "cpu"
-) -> tuple[float, list[dict[str, float]]]:
-    """Train any network whose weights declare their geometry; the largest proved norm over cap, and the metrics."""
-    constraint = CONSTRAINTS[settings.constraint]
-    declared = list(weights(model))
-    matrices = [(weight, kind.cap) for _, weight, kind in declared if isinstance(kind, Spectral)]
-    entries = [weight for _, weight, kind in declared if not isinstance(kind, Spectral)]
-    muon = Muon([weight for weight, _ in matrices], lr=settings.learning_rate, momentum=settings.momentum)
-    adam = torch.optim.Adam(entries, lr=settings.entry_learning_rate, betas=(0.9, 0.99))
-    for weight, cap in matrices:
-        constrain_(weight.data, cap, constraint)
-    generator = torch.Generator().manual_seed(settings.seed)
-    images, labels = data.images.to(device), data.labels.to(device)
-    largest, metrics = 0.0, []
-    gain = torch.empty(0)
-    progress: Bar
-    with bar("training", settings.steps) as progress:
-        for step in range(settings.steps):
-            if step % settings.refresh == 0:
-                gain = proved_gains(model, data).to(device)
-                largest = max(largest, _held(matrices, constraint, step))
-            picked = torch.randint(len(labels), (settings.batch,), generator=generator).to(device)
-            batch = shifted(images[picked], settings.shift, generator)
-            logits, wanted = model(batch), labels[picked]
-            raised = logits + settings.eps * gain[wanted]
-            # gain.max() / sqrt(2) is the bound of one logit: the temperature is in its units
-            loss = F.cross_entropy(raised * (math.sqrt(2) / settings.temperature / gain.max()), wanted)
-            if not bool(torch.isfinite(loss)):
-                raise CertkitError(f"training: the loss is {loss.item()} at step {step}; lower training.learning_rate")
-            model.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            factor = min(1.0, (1 - step / settings.steps) / (1 - DECAY_FROM))
-            for optimizer, rate_ in ((muon, settings.learning_rate), (adam, settings.entry_learning_rate)):
-                optimizer.param_groups[0]["lr"] = rate_ * factor
-                optimizer.step()
-            for weight, cap in matrices:
-                constrain_(weight.data, cap, constraint)
-            if step % settings.refresh == 0 or step == settings.steps - 1:
-                accuracy = float((logits.argmax(1) == wanted).float().mean())
-                metrics.append(
-                    {
-                        "step": step,
-                        "loss": loss.item(),
-                        "batch_accuracy": accuracy,
-                        "pair_gain": float(gain.max()),
-                        "lr": factor * settings.learning_rate,
-                    }
-                )
-            progress.advance(f"loss {loss.item():.3f}")
-    return max(largest, _held(matrices, constraint, settings.steps)), metrics
+def _fitted(model: nn.Module, task: Task, run: Run, world: World, out: Path, note: Note | None) -> History:
+    """The loop; where it fails, the weights of the last state are laid beside it as a checkpoint of their own."""
+    try:
+        return fit(model, task, run, world=world, out=out, note=note)
+    except CertkitError:
+        path = out / state.STATE
+        if world.first and (saved := state.load(path, run)) is not None:
+            kept = {name: saved.tensors[f"model.{name}"] for name in model.state_dict()}
+            checkpoint.write(out / state.LAST_GOOD, kept, run.model_dump(mode="json"))
+            _write_metrics(out, saved.notes["lines"])
+        raise
 
 
-def _held(matrices: list[tuple[nn.Parameter, float]], constraint: Constraint, step: int) -> float:
-    """The largest proved norm over cap. Raises CertkitError when a provable constraint let one out."""
-    found = largest_norm_over_cap(matrices)
-    if constraint.provable and not found <= 1 + SLACK:
-        raise CertkitError(
-            f"training: a matrix has {found:.9f} times its cap at step {step}, beyond 1 + {SLACK:.0e}; nothing was written"
-        )
-    return found
+def _write_metrics(out: Path, lines: list[Line]) -> None:
+    write_atomic(out / METRICS, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode())
 
 
-def proved_gains(model: nn.Module, data: Dataset) -> Tensor:
-    """How fast each logit difference can change, in l2 on the data's box: the certificate's own bound, as float32."""
-    was_training = model.training
-    model.eval()
-    ledger = Interpreter(export(model, tuple(data.images.shape[1:])))("l2", data.box)
-    model.train(was_training)
-    return torch.from_numpy(pair_matrix(ledger)).float()
-
-
-def largest_norm_over_cap(matrices: list[tuple[nn.Parameter, float]]) -> float:
-    """The largest proved spectral norm of a matrix (or of one in a stack), as a share of its cap."""
-    found = [
-        spectral_norm(matrix.numpy()) / cap
-        for weight, cap in matrices
-        for matrix in weight.detach().cpu().double().reshape(-1, *weight.shape[-2:])
-    ]
-    return max(found, default=0.0)
-
-
-def _correct(model: nn.Module, data: Dataset) -> int:
-    """How many samples the model gets right."""
-    with torch.no_grad():
-        pieces = [model(images).argmax(1) for images in torch.split(data.images, 256)]
-    return int((torch.cat(pieces) == data.labels).sum())
+def _rate(judged: Judged) -> Rate:
+    return rate(judged.correct, judged.total)

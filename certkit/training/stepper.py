@@ -1,0 +1,146 @@
+"""What moves the weights and what holds them: optimiser and constraint, both told by the geometry of each weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from certkit.config import TrainingConfig
+from certkit.errors import ConfigError
+from certkit.models.geometry import Entries, Rows, Spectral, norm_over_cap, scaled, weights
+from certkit.training.constraints import CONSTRAINTS, Step, constrain_, promise, refuse, start_
+from certkit.training.distributed import World
+from certkit.training.muon import Muon
+
+UNEVEN = 4.0  # one layer's step is at most this many times as long by its sensitivity
+
+
+def possible(settings: TrainingConfig) -> None:
+    """Raises ConfigError for an optimiser and a constraint that cannot hold together."""
+    if settings.sensitivity and settings.optimizer != "muon":
+        raise ConfigError(f"training.sensitivity weighs the steps of muon; training.optimizer is {settings.optimizer}")
+    refuse(
+        settings.constraint,
+        settings.optimizer,
+        learning_rate=settings.learning_rate * (UNEVEN if settings.sensitivity else 1.0),
+        weight_decay=settings.weight_decay,
+        cap=settings.cap,
+        scale=settings.scale,
+    )
+
+
+class Stepper:
+    """The optimisers of a run with the constraint that follows every step.
+
+    Under muon, matrices and tables go by Muon and everything else by Adam; under adamw and sgd everything goes by that
+    optimiser, weight decay on matrices and tables only. ``promised`` says whether the caps are proved to hold.
+    """
+
+    def __init__(self, model: nn.Module, settings: TrainingConfig, world: World) -> None:
+        possible(settings)
+        self.settings = settings
+        declared = list(weights(model))
+        self.held: list[tuple[str, nn.Parameter, Spectral | Rows]] = [
+            (name, weight, scaled(kind, settings.cap))
+            for name, weight, kind in declared
+            if not isinstance(kind, Entries)
+        ]
+        self.free = [weight for _, weight, kind in declared if isinstance(kind, Entries)]
+        self.optimizers: list[Optimizer] = list(self._optimizers(world))
+        self.rates = [
+            settings.learning_rate if i == 0 or settings.optimizer != "muon" else settings.entry_learning_rate
+            for i in range(len(self.optimizers))
+        ]
+
+    @property
+    def promised(self) -> bool:
+        """Whether the constraint is proved to hold every cap under this optimiser."""
+        return promise(self.settings.constraint, self.settings.optimizer, scale=self.settings.scale) == "provable"
+
+    def _optimizers(self, world: World) -> Iterator[Optimizer]:
+        s, betas = self.settings, (self.settings.momentum, self.settings.beta2)
+        matrices = [weight for _, weight, _ in self.held]
+        decay = 0.0 if CONSTRAINTS[s.constraint].replaces_decay else s.weight_decay
+        groups = [{"params": matrices, "weight_decay": decay}]
+        if self.free:
+            groups.append({"params": self.free, "weight_decay": 0.0})
+        if s.optimizer == "adamw":
+            yield torch.optim.AdamW(groups, lr=s.learning_rate, betas=betas)
+        elif s.optimizer == "sgd":
+            nesterov = s.nesterov and s.momentum > 0
+            yield torch.optim.SGD(groups, lr=s.learning_rate, momentum=s.momentum, nesterov=nesterov)
+        else:
+            yield Muon(
+                [(weight, kind) for _, weight, kind in self.held],
+                lr=s.learning_rate,
+                momentum=s.momentum,
+                nesterov=s.nesterov,
+                weight_decay=decay,
+                scale=s.scale,
+                mapped=world.mapped,
+            )
+            if self.free:
+                yield torch.optim.Adam(self.free, lr=s.entry_learning_rate, betas=betas)
+
+    @torch.no_grad()
+    def start_(self) -> None:
+        """Put every weight inside its cap before the first step."""
+        for _, weight, kind in self.held:
+            start_(self.settings.constraint, weight, kind)
+
+    @torch.no_grad()
+    def step(self, factor: float) -> None:
+        """One step at ``factor`` times the learning rates, then every weight put back under its cap."""
+        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+            optimizer.step()
+        decay = factor * self.settings.learning_rate * self.settings.weight_decay
+        muon = self.optimizers[0]
+        constrain_(
+            CONSTRAINTS[self.settings.constraint],
+            [
+                (weight, kind, Step(muon.moved(weight) if isinstance(muon, Muon) else None, decay))
+                for _, weight, kind in self.held
+            ],
+        )
+
+    @torch.no_grad()
+    def weigh_(self) -> None:
+        """Divide each weight's steps by its sensitivity: the first-order change of the loss by a step of norm 1.
+
+        That is the dual norm of its gradient (nuclear for matrices, summed row norms for tables), here over the geometric
+        mean of all, and held within a factor of ``UNEVEN``. Muon itself does no such thing: its steps are as long in every
+        layer, whatever the layer's gradient.
+        """
+        muon = self.optimizers[0]
+        assert isinstance(muon, Muon)
+        found = {}
+        for _, weight, kind in self.held:
+            if weight.grad is not None and bool(weight.grad.any()):
+                norm = (
+                    torch.linalg.matrix_norm(weight.grad, "nuc")
+                    if isinstance(kind, Spectral)
+                    else weight.grad.norm(dim=-1)
+                )
+                found[weight] = float(norm.sum()) * kind.unit(weight.shape)
+        middle = math.exp(sum(map(math.log, found.values())) / max(len(found), 1))
+        for weight, sensitivity in found.items():
+            muon.weigh_(weight, min(max(middle / sensitivity, 1 / UNEVEN), UNEVEN))
+
+    def norms(self) -> dict[str, float]:
+        """Of every capped weight the proved norm as a share of its cap."""
+        return {name: norm_over_cap(weight.detach(), kind) for name, weight, kind in self.held}
+
+    def gradients(self) -> list[Tensor]:
+        """All gradients."""
+        every = [*(weight for _, weight, _ in self.held), *self.free]
+        return [weight.grad for weight in every if weight.grad is not None]
+
+    def gradient_norms(self) -> list[Tensor]:
+        """The l2 norm of each gradient."""
+        return list(torch._foreach_norm(self.gradients()))
