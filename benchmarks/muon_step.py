@@ -2,7 +2,7 @@
 
     python -m benchmarks.muon_step > benchmarks/results/muon_step.json
 
-Per block four matrices of 768 x 768, one of 3072 x 768 and one of 768 x 3072, in one process, steps interleaved, medians.
+Per block four matrices of 768 x 768, one of 3072 x 768 and one of 768 x 3072, in one process, jobs in turn, medians.
 Then what each provable constraint adds, as a share of our step, after a step of 0.05 of the cap from inside.
 """
 

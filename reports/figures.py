@@ -46,7 +46,9 @@ def _bare(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-def _axes(figure: Figure, size: tuple[float, float], left: float, bottom: float, top: float, right: float = 14) -> Axes:
+def framed(
+    figure: Figure, size: tuple[float, float], left: float, bottom: float, top: float, right: float = 14
+) -> Axes:
     """Axes at fixed pixels, so that no text measurement decides the layout."""
     width, height = size
     axes = figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
@@ -54,7 +56,8 @@ def _axes(figure: Figure, size: tuple[float, float], left: float, bottom: float,
     return axes
 
 
-def _label(axes: Axes, *, x: str, y: str) -> None:
+def label(axes: Axes, *, x: str, y: str) -> None:
+    """What the axes measure: ``x`` below, ``y`` above, where it needs no turning of the head."""
     axes.set_xlabel(x, color=INKS["muted"], labelpad=8)
     axes.set_title(y, color=INKS["muted"], loc="left", fontsize=13, pad=10)
 
@@ -106,7 +109,7 @@ def curve(audit: Audit, name: str, size: tuple[float, float]) -> str | None:
     radii, certified, attacked = stairs(audit, treads=int(size[0] / 3.5))
 
     def paint(figure: Figure) -> None:
-        axes = _axes(figure, size, left=38, bottom=52, top=30)
+        axes = framed(figure, size, left=38, bottom=52, top=30)
         low, high = np.array(certified) * 100, np.array(attacked) * 100
         if evaluated:
             for where, ink, opacity in ((high >= low, "gap", 1.0), (high < low, "contradiction", 0.35)):
@@ -128,7 +131,7 @@ def curve(audit: Audit, name: str, size: tuple[float, float]) -> str | None:
         axes.set_xlim(0, largest * 1.02)
         axes.set_ylim(0, 102)
         axes.set_yticks([0, 25, 50, 75, 100])
-        _label(axes, x="eps, input units", y="% of all samples")
+        label(axes, x="eps, input units", y="% of all samples")
 
     return draw(
         name,
@@ -156,7 +159,7 @@ def scatter(audit: Audit, name: str, size: tuple[float, float]) -> str | None:
     top = reach(audit)
 
     def paint(figure: Figure) -> None:
-        axes = _axes(figure, size, left=40, bottom=52, top=30)
+        axes = framed(figure, size, left=40, bottom=52, top=30)
         end = top * 1.05
         axes.fill_between([0, end], [0, end], 0, color=INKS["contradiction"], alpha=0.09, linewidth=0)
         axes.plot([0, end], [0, end], color=INKS["muted"], linewidth=1.2)
@@ -169,7 +172,7 @@ def scatter(audit: Audit, name: str, size: tuple[float, float]) -> str | None:
         axes.text(end * 0.97, end * 0.04, words, color=INKS["muted"], ha="right", fontsize=12)
         axes.set_xlim(0, end)
         axes.set_ylim(0, end)
-        _label(axes, x="certified radius", y="smallest attack found")
+        label(axes, x="certified radius", y="smallest attack found")
 
     return draw(
         name,
@@ -199,7 +202,7 @@ def histogram(audit: Audit, found: Sequence[Bin], name: str, size: tuple[float, 
         return None
 
     def paint(figure: Figure) -> None:
-        axes = _axes(figure, size, left=40, bottom=52, top=30)
+        axes = framed(figure, size, left=40, bottom=52, top=30)
         width = found[0].high - found[0].low
         axes.bar(
             [bar.low + width / 2 for bar in found], [bar.count for bar in found],
@@ -216,7 +219,7 @@ def histogram(audit: Audit, found: Sequence[Bin], name: str, size: tuple[float, 
         axes.set_xlim(0, found[-1].high * 1.02)
         axes.set_ylim(0, highest * 1.14)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        _label(axes, x="certified radius", y="correct samples")
+        label(axes, x="certified radius", y="correct samples")
 
     return draw(
         name,

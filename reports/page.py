@@ -1,8 +1,9 @@
 """From an audit to its page. The page is one file: no network, no script needed to read it, nothing raw from a record.
 
 Three things keep it safe, each by construction. Every value that a template prints passes ``shown``, which makes
-control and direction characters visible, and is then escaped. Markup is vouched for in this module alone. The content
-policy names the style and the script of the page by hash, so that nothing else could run or be fetched.
+control and direction characters visible, and is then escaped. Markup is vouched for in this module alone: ``inlined``
+is for what the package itself wrote. The content policy names the style and the script of the page by hash, so that
+nothing else could run or be fetched.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ SECTIONS = (
 
 def render(audit: Audit) -> str:
     """The page as HTML text: a pure function of the audit, byte for byte."""
-    environment = _environment()
-    style, script = (_source(environment, name) for name in ("report.css", "report.js"))
+    environment = templates()
+    style, script = (source_of(environment, name) for name in ("report.css", "report.js"))
     return environment.get_template("report.html.j2").render(
         audit=audit,
         found=Findings.of(audit),
@@ -84,9 +85,9 @@ def render(audit: Audit) -> str:
         figures=_figures(audit),
         bins=figures.bins(audit),
         policy=policy(style, script),
-        style=Markup(style),
-        script=Markup(script),
-        record=Markup(embedded(audit)),
+        style=inlined(style),
+        script=inlined(script),
+        record=inlined(embedded(audit)),
     )
 
 
@@ -122,8 +123,14 @@ def shown(value: Any) -> Any:
     return one_line(value, LONGEST) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
+def inlined(text: str) -> Markup:
+    """Vouch for text that stands on the page as it is: a drawing by ``svg.draw``, a source of the page, ``embedded`` JSON."""
+    return Markup(text)
+
+
 @functools.cache
-def _environment() -> Environment:
+def templates() -> Environment:
+    """The templates, each value of which is made visible and escaped."""
     environment = Environment(
         loader=PackageLoader("certkit.templates", ""),
         autoescape=True,
@@ -145,7 +152,8 @@ def _environment() -> Environment:
     return environment
 
 
-def _source(environment: Environment, name: str) -> str:
+def source_of(environment: Environment, name: str) -> str:
+    """The text of a file beside the templates, such as the style."""
     assert environment.loader is not None
     return environment.loader.get_source(environment, name)[0]
 
@@ -161,7 +169,7 @@ def _figures(audit: Audit) -> dict[str, Markup | None]:
         "scatter": figures.scatter(audit, "scatter", (450, 400)),
         "histogram": figures.histogram(audit, figures.bins(audit), "histogram", (450, 400)),
     }
-    return {name: None if svg is None else Markup(svg) for name, svg in drawn.items()}
+    return {name: None if svg is None else inlined(svg) for name, svg in drawn.items()}
 
 
 def _outward(value: Number, direction: Direction, digits: int = 3) -> str:

@@ -18,8 +18,12 @@ import pytest
 
 from certkit.comparison import Comparison, CurvePoint, Proven, Row, Trial
 from certkit.errors import one_line
-from certkit.records import Environment, Provenance, Rate
+from certkit.records import Environment, Provenance, Rate, Verdict
 from certkit.reports import comparison as page
+from certkit.reports import comparison_figures as figures
+from certkit.reports.comparison_numbers import POINTS, Line, course, lines
+from certkit.reports.comparison_text import columns, markdown
+from certkit.training.stepper import UNEVEN
 from tests.hostile import PAYLOADS
 from tests.pages import Page
 
@@ -57,8 +61,13 @@ def failed(learning_rate: float, seed: int) -> Trial:
     return Trial(learning_rate=learning_rate, seed=seed, fault="training: the loss is nan at step 41")
 
 
+def proven(eps: str, certified: Rate, attacked: Rate, verdict: Verdict = "NOT REFUTED") -> Proven:
+    return Proven(eps=eps, certified=certified, attacked=attacked, verdict=verdict)
+
+
 def row(name: str, ends: dict[float, float], *, proved: tuple[int, int] | None = None, **changes: Any) -> Row:
-    """A row whose runs end at an accuracy per learning rate, 0 for those that fail."""
+    """A row whose runs end at an accuracy per learning rate, 0 for those that fail, with a verdict for each seed."""
+    verdicts: tuple[Verdict, ...] = changes.pop("verdicts", ("NOT REFUTED",) * 3)
     speed, norm = changes.pop("speed", 60.0), changes.pop("norm", 0.9999991)
     trials = tuple(
         trial(lr, seed, end, speed=speed, norm=norm) if end else failed(lr, seed)
@@ -75,10 +84,10 @@ def row(name: str, ends: dict[float, float], *, proved: tuple[int, int] | None =
         "learning_rate": max(ends, key=lambda lr: ends[lr]),
         "proved": () if proved is None else tuple(
             tuple(
-                Proven(eps=eps, certified=rate(max(0, proved[0] // part - seed), 360), attacked=rate(proved[1] - 9 * part + seed, 360))
+                proven(eps, rate(max(0, proved[0] // part - seed), 360), rate(proved[1] - 9 * part + seed, 360), verdict)
                 for eps, part in (("0.1", 1), ("0.5", 2))
             )
-            for seed in SEEDS
+            for seed, verdict in zip(SEEDS, verdicts, strict=True)
         ),
     }  # fmt: skip
     return Row(**(given | changes))
@@ -111,6 +120,24 @@ def realistic() -> Comparison:
     )  # fmt: skip
 
 
+def of_text() -> Comparison:
+    """What a preset on text gives: no radii, a mean loss per token."""
+    free = {"constraint": "none", "promise": "none", "architecture": "gpt, 2 blocks of width 64, 4 heads"}
+    rows = (
+        row("Lipschitz + Muon", {0.05: 0.44, 0.1: 0.46, 0.2: 0.45}, constraint="spectral-soft-cap", architecture=free["architecture"]),
+        row("Muon", {0.05: 0.47, 0.1: 0.49, 0.2: 0.48}, norm=7.2, speed=40.0, **free),
+        row("AdamW", {0.001: 0.41, 0.003: 0.45, 0.03: 0}, norm=9.1, optimizer="adamw", speed=80.0, **free),
+        row("gradient descent", {0.1: 0, 0.3: 0}, optimizer="sgd", **free),
+    )  # fmt: skip
+    heard = [
+        one.model_copy(update={"trials": tuple(
+            t if t.fault else t.model_copy(update={"test_loss": 3.4 - 3.5 * t.validation + 0.01 * t.seed}) for t in one.trials
+        )})
+        for one in rows
+    ]  # fmt: skip
+    return comparison(*heard, name="compare-shakespeare", data="tinyshakespeare", target=0.4, eps=(), limit=1000)
+
+
 HOSTILE = ("$x_1$ | $\\frac{1}{0}$", "../../etc", "@0@ & <b>", "文字化け" * 20, *PAYLOADS.values())
 
 
@@ -120,8 +147,8 @@ def hostile() -> Comparison:
     return comparison(*rows, name=" ".join(HOSTILE), data=HOSTILE[0])
 
 
-def only(one: Row, **changes: Any) -> page.Line:
-    (line,), _ = page.lines(comparison(one, **changes))
+def only(one: Row, **changes: Any) -> Line:
+    (line,), _ = lines(comparison(one, **changes))
     return line
 
 
@@ -129,9 +156,7 @@ def only(one: Row, **changes: Any) -> page.Line:
 
 
 def test_certified_accuracy_is_rounded_down_and_attacked_up() -> None:
-    proved = tuple(
-        (Proven(eps="0.1", certified=rate(count, 360), attacked=rate(count + 30, 360)),) for count in (300, 301, 301)
-    )
+    proved = tuple((proven("0.1", rate(count, 360), rate(count + 30, 360)),) for count in (300, 301, 301))
     line = only(row("a", {0.1: 0.9}).model_copy(update={"proved": proved}), eps=("0.1",))
     exact = Fraction(902, 1080) * 100
     assert line.robust == (("83.5", "91.9"),)
@@ -141,7 +166,7 @@ def test_certified_accuracy_is_rounded_down_and_attacked_up() -> None:
 
 
 def test_shares_that_need_no_rounding_are_shown_as_they_are() -> None:
-    proved = ((Proven(eps="1/10", certified=rate(90, 100), attacked=rate(91, 100)),),) * 3
+    proved = ((proven("1/10", rate(90, 100), rate(91, 100)),),) * 3
     assert only(row("a", {0.1: 0.9}).model_copy(update={"proved": proved}), eps=("1/10",)).robust == (("90.0", "91.0"),)
 
 
@@ -207,13 +232,64 @@ def test_a_mean_over_some_of_the_seeds_says_of_how_many() -> None:
     assert line.note == 1
 
 
-def test_an_attack_inside_a_certified_radius_is_said_before_the_table() -> None:
-    proved = ((Proven(eps="0.1", certified=rate(90, 100), attacked=rate(80, 100)),),) * 3
-    found = comparison(row("broken", {0.1: 0.9}).model_copy(update={"proved": proved}), eps=("0.1",))
-    assert "broken: attacks broke samples inside a certified radius" in " ".join(page.table(found).split())
+def test_a_refuted_row_has_no_certified_accuracy_and_says_so_before_everything() -> None:
+    broken = row("broken", {0.1: 0.9}, proved=(300, 340), verdicts=("NOT REFUTED", "REFUTED", "NOT REFUTED"))
+    found = comparison(row("whole", {0.1: 0.9}, proved=(310, 340)), broken)
+    said = (
+        "REFUTED: broken: attacks found adversarial examples inside the certified radii of 1 of 3 networks: the "
+        "certificate is wrong. Nothing certified of this row counts as proved"
+    )
+    whole, line = lines(found)[0]
+    assert [certified for certified, _ in line.robust] == ["REFUTED", "REFUTED"]
+    assert whole.refutation is None
+    printed = page.table(found)
+    assert " ".join(printed.split()).startswith(said)
+    assert len(re.findall("^broken .* REFUTED +92.2 +REFUTED +89.7$", printed, re.MULTILINE)) == 1
+    assert " ".join(markdown(found).split()).startswith(f"# compare-digits **{said}")
+    assert "| REFUTED | 92.2 | REFUTED | 89.7 |" in markdown(found)
     html = page.render(found)
-    assert html.index("attacks broke samples") < html.index("<table")
-    assert "attacks broke samples" not in page.render(realistic())
+    assert said in " ".join(Page(html).text.split())
+    assert html.index("inside the certified radii") < html.index("<table")
+    assert html.count('<td class="n fail">REFUTED</td>') == 2
+    assert "300/360, 299/360, 298/360 claimed" in html
+    assert html.count(">REFUTED: broken</text>") == 1, "the figure of certified accuracy"
+    assert ">REFUTED: whole</text>" not in html
+
+
+def test_every_refuted_network_is_counted() -> None:
+    line = only(row("a", {0.1: 0.9}, proved=(300, 340), verdicts=("REFUTED", "REFUTED", "INCONCLUSIVE")))
+    assert line.refutation
+    assert "of 2 of 3 networks: the certificates are wrong" in line.refutation
+    assert line.doubt == 1
+
+
+def test_no_row_is_refuted_but_by_its_verdict() -> None:
+    """A float gap leaves fewer right than are certified and refutes nothing of the exact function."""
+    gap = row("a", {0.1: 0.9}).model_copy(update={"proved": ((proven("0.1", rate(90, 100), rate(80, 100)),),) * 3})
+    found = comparison(gap)
+    for shown in (page.table(found), markdown(found), Page(page.render(found)).text):
+        assert "REFUTED" not in shown
+    assert only(gap, eps=("0.1",)).robust == (("90.0", "80.0"),)
+
+
+def test_attacks_that_failed_their_own_checks_get_a_footnote() -> None:
+    verdicts = ("INCONCLUSIVE", "NOT REFUTED", "INCONCLUSIVE")
+    found = comparison(
+        row("a", {0.1: 0.9}, proved=(300, 340), verdicts=verdicts),
+        row("b", {0.1: 0.9}, proved=(300, 340), verdicts=("NOT EVALUATED",) * 3),
+        row("c", {0.1: 0.9}, proved=(300, 340)),
+    )
+    said = "INCONCLUSIVE: attacks on 2 of 3 networks failed their own checks, so that they refuted nothing says little"
+    printed = page.table(found)
+    assert "83.0   92.2[1]   41.3   89.7[1]" in printed
+    assert f"[1] {said}" in " ".join(printed.split())
+    assert "[2] NOT EVALUATED: no attack tried to refute the certificate of 3 of 3 networks" in printed
+    assert [line.doubt for line in lines(found)[0]] == [1, 2, None]
+    assert f"\\[1\\] {said}" in markdown(found)
+    html = page.render(found)
+    assert html.count('<td class="n broken">92.2<sup>1</sup></td>') == 1
+    assert f"<sup>1</sup> {said}." in html
+    assert "REFUTED:" not in Page(html).text
 
 
 # The table as text
@@ -235,7 +311,7 @@ def test_the_table_of_two_radii_fits_120_columns_and_stands_in_line() -> None:
 def test_hostile_names_reach_no_terminal_raw_and_break_no_line() -> None:
     text = page.table(hostile())
     assert all(c == "\n" or c.isprintable() for c in text)
-    assert max(page._width(line) for line in text.splitlines()) <= 120
+    assert max(columns(line) for line in text.splitlines()) <= 120
 
 
 def test_without_radii_nothing_is_said_of_certificates() -> None:
@@ -244,8 +320,29 @@ def test_without_radii_nothing_is_said_of_certificates() -> None:
     assert "What is proved of them" not in page.render(found)
 
 
+def test_a_comparison_of_text_shows_the_mean_test_loss_rounded_up() -> None:
+    losses = (1.2341, 1.2342, 1.2344)
+    runs = [trial(0.1, s, 0.5).model_copy(update={"test_loss": loss}) for s, loss in zip(SEEDS, losses, strict=True)]
+    assert only(trials(*runs), eps=()).loss == "1.235 ± 0.001"
+    assert only(trials(runs[0]), eps=()).loss == "1.235"
+    assert only(trials(*(t.model_copy(update={"test_loss": 1.2}) for t in runs)), eps=()).loss == "1.200 ± 0.000"
+    assert only(trials(*runs[:2], failed(0.1, 2)), eps=()).loss == "1.235 ± 0.001 (2/3)"
+    assert only(trials(failed(0.1, 0)), eps=()).loss == "-"
+    found = of_text()
+    printed = page.table(found)
+    assert max(map(len, printed.splitlines())) <= 120
+    assert re.search(r"test\nrow .* promise +loss\n", printed) or re.search(r"row .* loss$", printed, re.MULTILINE)
+    text = " ".join(Page(page.render(found)).text.split())
+    for line in lines(found)[0][:3]:
+        assert line.loss != "-"
+        assert all(line.loss in shown for shown in (printed, markdown(found), text))
+    assert "nats per token" in printed
+    assert "nats per token" in text
+    assert "samples" not in text
+
+
 def test_markdown_keeps_one_cell_per_column_whatever_a_row_is_called() -> None:
-    text = page.markdown(hostile())
+    text = markdown(hostile())
     cells = [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")]
     assert len(cells) == len(HOSTILE) + 2
     assert set(cells) == {14}
@@ -260,7 +357,7 @@ def test_markdown_keeps_one_cell_per_column_whatever_a_row_is_called() -> None:
 def test_the_page_holds_the_numbers_of_the_table() -> None:
     found = realistic()
     text = " ".join(Page(page.render(found)).text.split())
-    for line in page.lines(found)[0]:
+    for line in lines(found)[0]:
         for shown in (line.name, line.test, line.steps, line.norm, *(cell for pair in line.robust for cell in pair)):
             assert shown.replace("-", "–") in text.replace("-", "–")
     assert "300/360" not in text
@@ -274,6 +371,7 @@ def test_the_page_is_honest_about_what_it_shows() -> None:
     assert "The test split chose nothing." in text
     assert "not a significance test" in text
     assert "Muon itself measures no sensitivity" in text
+    assert f"held within a factor of {UNEVEN:g}" in text
     assert "exact arithmetic, by certkit's global Lipschitz bound" in text
     assert not re.search(r"\bsafe\b", text)
 
@@ -299,8 +397,8 @@ def test_what_the_page_is_made_of_does_not_depend_on_names() -> None:
 
 def test_matplotlib_never_sees_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
-    kept = page.draw
-    monkeypatch.setattr(page, "draw", lambda *given: drawn.append(kept(*given)) or drawn[-1])
+    kept = figures.draw
+    monkeypatch.setattr(figures, "draw", lambda *given: drawn.append(kept(*given)) or drawn[-1])
     found = hostile()
     text = page.render(found)
     assert len(drawn) == 3
@@ -310,31 +408,31 @@ def test_matplotlib_never_sees_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_are_told_apart_without_colour() -> None:
-    marks = [page.mark(i) for i in range(64)]
+    marks = [figures.mark(i) for i in range(64)]
     assert len(set(marks)) == 64
     assert len({(mark.dashes, mark.marker) for mark in marks[:28]}) == 28
 
 
 def test_labels_do_not_touch_and_stay_near_their_lines() -> None:
-    assert page.spaced([50.0, 20.0], 0, 100, 400) == [50.0, 20.0]
-    placed = page.spaced([100.0, 99.9, 99.8, 0.0, 0.1], 0, 100, 400)
+    assert figures.spaced([50.0, 20.0], 0, 100, 400) == [50.0, 20.0]
+    placed = figures.spaced([100.0, 99.9, 99.8, 0.0, 0.1], 0, 100, 400)
     ordered = sorted(placed)
     assert all(b - a >= 4.5 - 1e-9 for a, b in pairwise(ordered))
     assert 0 <= ordered[0] <= ordered[-1] <= 100
 
 
 def test_an_axis_starts_low_enough_for_what_it_shows_and_ends_above_it() -> None:
-    assert page.span([0.99, 0.97], room=0.3) == (95, 100)
-    assert page.span([0.99, 0.1], room=0.3) == (0, 100)
-    assert page.span([0.31, 0.05], room=0.3) == (0, 40)
-    assert page.span([], room=0.3) == (0, 100)
-    assert page.curves_span(realistic()) == (90, 100), "the target is in sight"
+    assert figures.span([0.99, 0.97], room=0.3) == (95, 100)
+    assert figures.span([0.99, 0.1], room=0.3) == (0, 100)
+    assert figures.span([0.31, 0.05], room=0.3) == (0, 40)
+    assert figures.span([], room=0.3) == (0, 100)
+    assert figures.curves_span(realistic()) == (90, 100), "the target is in sight"
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_end() -> None:
     curve = tuple(CurvePoint(step=s, loss=1.0, validation=0.5) for s in range(0, 50_001, 50))
-    found = page.course(trials(*(trial(0.1, s, 0.9).model_copy(update={"curve": curve}) for s in SEEDS)))
-    assert len(found) <= page.POINTS + 1
+    found = course(trials(*(trial(0.1, s, 0.9).model_copy(update={"curve": curve}) for s in SEEDS)))
+    assert len(found) <= POINTS + 1
     assert found[-1].at == 50_000
     assert found[0].at == 0
 
@@ -345,9 +443,10 @@ def test_a_long_curve_is_thinned_and_keeps_its_end() -> None:
         comparison(row("nothing", {0.1: 0})),
         comparison(*(row(f"row {i}", {0.1: 0.9}, proved=(300, 340)) for i in range(64)), eps=("0.1",)),
         comparison(row("one", {1e-300: 0.9, 1e300: 0.8}), seeds=(0,)),
+        of_text(),
         comparison(row("wide", {0.1: 0.5}), eps=("0.1", "1/10", "36/255", "0.5", "1", "2")),
     ],
-    ids=["nothing ended", "64 rows", "one seed, far apart", "six radii"],
+    ids=["nothing ended", "64 rows", "one seed, far apart", "text", "six radii"],
 )
 def test_every_comparison_has_a_page_and_a_table(found: Comparison) -> None:
     html = page.render(found)
@@ -377,7 +476,7 @@ def test_the_same_record_gives_the_same_bytes_in_another_process(tmp_path: Path)
     )
     subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, check=True)
     assert (tmp_path / "out/comparison.html").read_text(encoding="utf-8") == page.render(found)
-    assert (tmp_path / "out/comparison.md").read_text(encoding="utf-8") == page.markdown(found)
+    assert (tmp_path / "out/comparison.md").read_text(encoding="utf-8") == markdown(found)
 
 
 def test_both_files_are_written_and_named(tmp_path: Path) -> None:

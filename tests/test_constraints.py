@@ -1,4 +1,4 @@
-"""A provable cap holds after every step, whatever the gradient; an approximate one is shown to fail; the rest is refused."""
+"""A provable cap holds after every step, whatever the gradient; approximate ones fail somewhere."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_every_entry_has_a_promise_and_a_reason_for_every_optimiser() -> None:
     table = {pair: promise(*pair) for pair in PAIRS}
     assert {pair for pair, label in table.items() if label == "provable"} == {
         ("weight-decay", "muon"), ("spectral-soft-cap", "muon"),
-        *((name, optimizer) for name in ("spectral-normalize-proved", "stiefel", "svd-clip") for optimizer in OPTIMIZERS),
+        *((name, every) for name in ("spectral-normalize-proved", "stiefel", "svd-clip") for every in OPTIMIZERS),
     }  # fmt: skip
     assert {pair for pair, label in table.items() if label == "refused"} == {
         (name, optimizer) for name in ("spectral-soft-cap", "spectral-hard-cap") for optimizer in ("adamw", "sgd")
@@ -218,7 +218,8 @@ def test_the_hard_cap_reaches_1_01088_at_1_185_and_is_worth_no_promise() -> None
 
 
 @given(
-    cap=st.floats(0.01, 100), moved=st.floats(0, 1.2), decay=st.sampled_from([0.0, 0.01, 0.3, 0.9]), share=st.floats(0, 1)
+    cap=st.floats(0.01, 100), moved=st.floats(0, 1.2), decay=st.sampled_from([0.0, 0.01, 0.3, 0.9]),
+    share=st.floats(0, 1),
 )  # fmt: skip
 def test_the_soft_cap_takes_all_that_a_step_can_reach_under_the_cap(
     cap: float, moved: float, decay: float, share: float
@@ -370,10 +371,11 @@ def test_what_is_inside_is_not_touched() -> None:
         ("weight-decay", "sgd", 0.1, 0.0, 1.0,
          "training.constraint: weight-decay with weight_decay 0 does nothing; expected training.weight_decay > 0"),
         ("spectral-weight-decay", "muon", 0.1, 0.0, 1.0,
-         "training.constraint: spectral-weight-decay with weight_decay 0 does nothing; expected training.weight_decay > 0"),
+         ("training.constraint: spectral-weight-decay with weight_decay 0 does nothing; "
+          "expected training.weight_decay > 0")),
         ("stiefel", "muon", 0.5, 3.0, 1.0,
-         ("training: learning_rate 0.5 times weight_decay 3 is above 1, so that every step would turn the weights round; "
-          "lower either")),
+         ("training: learning_rate 0.5 times weight_decay 3 is above 1, so that every step would turn the weights "
+          "round; lower either")),
     ],
 )  # fmt: skip
 def test_what_is_refused(name: str, optimizer: str, lr: float, decay: float, cap: float, message: str) -> None:

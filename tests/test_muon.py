@@ -336,7 +336,7 @@ def test_with_torchs_settings_it_steps_as_torchs(
         its.grad = mine.grad.clone()
         muon.step()
         other.step()
-        # entries of an update are below 1 and bfloat16 keeps 8 bits of them; on one machine the updates agree to the bit
+        # entries of an update are below 1 and bfloat16 keeps 8 bits of them; here the updates agree to the bit
         length = 0.02 * SCALES[ours](Spectral(), shape)
         assert float((mine - its).detach().abs().max()) <= (step + 1) * length * 2**-8
 
@@ -393,9 +393,6 @@ def test_what_muon_refuses(made: dict[str, object], message: str) -> None:
 
 @pytest.mark.parametrize(("shape", "kind"), [((3,), Spectral()), ((3, 3), Entries())])
 def test_muon_refuses_what_lives_in_no_norm_it_can_step_in(shape: tuple[int, ...], kind: Geometry) -> None:
-    message = (
-        f"Muon steps matrices and tables of rows; a weight of shape {shape} with geometry {kind} "
-        "belongs to another optimiser"
-    )
-    with pytest.raises(ValueError, match=re.escape(message)):
-        Muon([(torch.nn.Parameter(torch.zeros(shape)), kind)], lr=0.1)
+    message = f"a weight of shape {shape} with geometry {kind} belongs to another optimiser"
+    with pytest.raises(ValueError, match=re.escape("Muon steps matrices and tables of rows; " + message) + "$"):
+        Muon([(torch.zeros(shape), kind)], lr=0.1)

@@ -164,12 +164,17 @@ def test_a_template_vouches_for_nothing_and_quotes_every_attribute(name: str) ->
 
 
 def test_every_section_has_its_template_and_every_template_its_use() -> None:
-    assert {part.template for part in SECTIONS} | {"report.html.j2", "show.html.j2"} == set(TEMPLATES)
+    assert {part.template for part in SECTIONS} | {
+        "report.html.j2",
+        "show.html.j2",
+        "comparison.html.j2",
+    } == set(TEMPLATES)
 
 
 def test_markup_is_vouched_for_in_one_module_only() -> None:
     modules = {path.name: path.read_text() for path in files("certkit.reports").iterdir() if path.name.endswith(".py")}
     assert [name for name, text in modules.items() if "Markup" in text] == ["page.py"]
+    assert {name for name, text in modules.items() if "inlined" in text} == {"page.py", "comparison.py"}
 
 
 @EVERY_VERDICT

@@ -67,12 +67,17 @@ class VisionTransformerConfig(Patches):
     name: Literal["vit"] = "vit"
     mlp_layers: Depth = Field(1, description="Tokenwise linear layers after the attention of each block.")
     hidden_layers: Depth = Field(1, description="Layers over all tokens before the head.")
+    hidden_width: Annotated[int, Field(ge=0, le=2**16)] = Field(
+        0, description="Width of those layers, even; 0 for as many entries as all tokens have."
+    )
     residual: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Weight a of (1-a)x + a attention(x).")
     scale: Positive = Field(0.5, description="Attention scores are scale / head width times q·k.")
     position: float = Field(9.0, description="First constant score of each head for its own neighbour of a token.")
 
     @model_validator(mode="after")
     def _shallow(self) -> VisionTransformerConfig:
+        if self.hidden_width % 2:
+            raise ValueError(f"hidden_width {self.hidden_width} must be even: maxmin sorts entries in pairs")
         refuse_more(self.blocks * (1 + self.mlp_layers), "layers in all blocks", MAX_LAYERS)
         return self
 
@@ -83,8 +88,14 @@ class VisionTransformerConfig(Patches):
         linear = width**2 + everything  # with a bias per token
         block = 3 * width**2 + self.heads * tokens**2 + (1 + self.mlp_layers) * linear
         embed = self.channels * self.patch**2 * width + everything
-        head = (everything + 1) * self.classes
-        return embed + self.blocks * block + self.hidden_layers * (everything + 1) * everything + head
+        layers = sum((width + 1) * out for width, out in pairwise((*self.hidden, self.classes)))
+        return embed + self.blocks * block + layers
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """The widths over all tokens: their entries together, then each hidden layer."""
+        everything = self.tokens * self.width
+        return (everything, *(self.hidden_width or everything,) * self.hidden_layers)
 
 
 class VisionBaselineConfig(Patches):

@@ -17,7 +17,7 @@ from certkit.bounds.spectral import euclidean, spectral_norm, up
 class Spectral:
     """A matrix, or a stack of them (..., out, in), as a map of l2: measured by its largest singular value sigma.
 
-    ``cap`` bounds sigma itself in units of ``l2``, and sqrt(in/out) sigma, the norm from RMS to RMS, in units of ``rms``.
+    ``cap`` bounds sigma in units of ``l2``, and in units of ``rms`` sqrt(in/out) sigma, its norm from RMS to RMS.
     """
 
     cap: float = 1.0

@@ -6,6 +6,8 @@ side, T tokens, D width.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -34,10 +36,10 @@ class VisionTransformer(nn.Module):
             blocks.append(MaxMin())
         self.blocks = nn.Sequential(*blocks)
         hidden: list[nn.Module] = []
-        for _ in range(config.hidden_layers):
-            hidden += [Linear(tokens * width, tokens * width), MaxMin(), *dropout(config.dropout)]
+        for entries, out in pairwise(config.hidden):
+            hidden += [Linear(entries, out), MaxMin(), *dropout(config.dropout)]
         self.hidden = nn.Sequential(*hidden)
-        self.head = Linear(tokens * width, config.classes)
+        self.head = Linear(config.hidden[-1], config.classes)
 
     def forward(self, x_BCSS: Tensor) -> Tensor:
         x_BTD = self.embed(self.patches(x_BCSS - 0.5))
@@ -51,11 +53,14 @@ def neighbours(grid: int, heads: int, strength: float) -> Tensor:
     The offsets go round the token, itself first, and wrap at the border, so that every key is looked at equally often:
     column sums of the softmax are 1, the best that the Lipschitz bound of attention can meet.
     """
-    offsets = [(0, 0), (0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1), (2, 0), (0, 2), (2, 2)]
+    first = [(0, 0), (0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1)]
+    seen = {(down % grid, right % grid) for down, right in first}
+    farther = [(down, right) for down in range(grid) for right in range(grid) if (down, right) not in seen]
+    offsets = [*first, *sorted(farther, key=lambda offset: sum(min(n, grid - n) ** 2 for n in offset))]
     rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     scores = torch.zeros(heads, grid**2, grid**2)
     for head in range(heads):
         down, right = offsets[head % len(offsets)]
-        seen = ((rows + down) % grid * grid + (columns + right) % grid).flatten()
-        scores[head, torch.arange(grid**2), seen] = strength
+        neighbour = ((rows + down) % grid * grid + (columns + right) % grid).flatten()
+        scores[head, torch.arange(grid**2), neighbour] = strength
     return scores

@@ -1,4 +1,4 @@
-"""What keeps every weight inside its cap after every step. Each entry says what it promises under which optimiser, and why.
+"""What keeps every weight inside its cap after every step. Each entry says what it promises under which optimiser.
 
 A matrix, or each of a stack (..., out, in), has the largest singular value that its geometry allows as its ``limit``.
 Tables of rows are the same to all entries but "none" and "weight-decay": rows beyond their limit are scaled down to it.
@@ -41,7 +41,7 @@ HARD_CAP = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What is known of the step before a projection: a bound of its sigma norm, None if none is proved, and lr·decay."""
+    """What is known of the step before a projection: a bound of its sigma norm, None if unknown, and lr·decay."""
 
     moved: float | None = None
     decay: float = 0.0
@@ -60,7 +60,7 @@ class Constraint:
     """``project(weight, limit, step)`` gives the weight that replaces one which a step moved; ``rows`` a table.
 
     Provable means: the largest singular value is at most cap * (1 + 1e-6) after every step, whatever the gradient.
-    ``promises`` says for each optimiser what holds and why; with ``replaces_decay`` the optimiser itself must not decay.
+    ``promises`` says for each optimiser what holds and why; with ``replaces_decay`` the optimiser itself must not.
     """
 
     project: Project
@@ -118,8 +118,8 @@ def coupling(limit: float, moved: float, decay: float) -> float:
 
     A step from limit reaches k = limit·(1 - decay) + moved at most. If k <= limit, α is 0; the reference code takes 1
     there, and explodes. With u = αk² the largest becomes k·g(u), g(u) = 1 - u + u(1 - u)³; it is k's own image, and
-    those of smaller values are smaller, while x - αx³ rises up to k: u <= 1/3, so k <= limit/g(1/3). Up to 2.2628 limit,
-    α = g(1/3)²/(3 limit²) puts the peak of the whole polynomial at limit. Beyond, no α is sound: ConfigError.
+    those of smaller values are smaller, while x - αx³ rises up to k: u <= 1/3, so k <= limit/g(1/3). Up to 2.2628
+    limit, α = g(1/3)²/(3 limit²) puts the peak of the whole polynomial at limit. Beyond, no α is sound: ConfigError.
     ``moved`` is a bound in the same units as limit, undivided by any scale. arXiv 2507.13338, theorem 3.1, mended.
     """
     k = limit * abs(1 - decay) + moved
@@ -155,9 +155,9 @@ def svd_clip(weight: Tensor, limit: float, step: Step) -> Tensor:
 
 
 def power_iteration(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(s, u, v) with s = |Wv| and u = Wv/s after 16 steps from a fixed start: s is never above the largest singular value.
+    """(s, u, v) with s = |Wv| and u = Wv/s after 16 steps from a fixed start.
 
-    It is below by up to 5 % for Gaussian matrices, and so is what rests on it.
+    s is never above the largest singular value, and up to 5 % below it for Gaussian matrices.
     """
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(weight.shape[-1], 1, generator=generator).to(weight).expand(*weight.shape[:-2], -1, -1)
@@ -207,27 +207,27 @@ CONSTRAINTS = {
     "none": Constraint(unchanged, _all("none", "weights move freely"), rows=unchanged),
     "weight-decay": Constraint(
         shrunk,
-        _all("approximate", "no step of this optimiser is bounded in the norm of a weight, so decay balances nothing known")
+        _all("approximate", "no step of this optimiser is bounded in the norm of a weight for decay to balance")
         | {
             "muon": (
                 "provable",
-                "c(1 - lr·decay) + 0.99934 lr <= c when decay·c >= 1, and 1e-6 is taken off for the rounding of each step",
+                "c(1 - lr·decay) + 0.99934 lr <= c when decay·c >= 1, and 1e-6 is taken off for each step's rounding",
             )
         },
         rows=shrunk,
     ),
     "spectral-weight-decay": Constraint(
         spectral_weight_decay,
-        _all("approximate", "one direction decays per step, found by power iteration, while a step may raise all of them"),
+        _all("approximate", "one direction decays per step, found by power iteration, while a step may raise all"),
         replaces_decay=True,
     ),
     "spectral-normalize": Constraint(
         spectral_normalize,
-        _all("approximate", "power iteration gives a lower bound of the norm, 5 % below it at worst after 16 steps"),
+        _all("approximate", "power iteration gives a lower bound of the norm, up to 5 % below it for Gaussian matrices"),
     ),
     "spectral-normalize-proved": Constraint(
         spectral_normalize_proved,
-        _all("provable", "the divisor is an upper bound of the norm: a float64 Cholesky factorisation with its rounding"),
+        _all("provable", "the divisor is an upper bound of the norm: a float64 Cholesky certificate with its rounding"),
     ),
     "stiefel": Constraint(
         stiefel,
@@ -277,8 +277,8 @@ def refuse(
     decay = learning_rate * weight_decay
     if decay > 1:
         raise ConfigError(
-            f"training: learning_rate {learning_rate:g} times weight_decay {weight_decay:g} is above 1, so that every step "
-            "would turn the weights round; lower either"
+            f"training: learning_rate {learning_rate:g} times weight_decay {weight_decay:g} is above 1, so that every "
+            "step would turn the weights round; lower either"
         )
     if promise(name, optimizer) == "refused":
         raise ConfigError(
@@ -297,7 +297,8 @@ def refuse(
     if scale == "geometry" and cap * (1 - decay) + learning_rate > reach * cap:
         most = (reach - 1) * cap / (1 - weight_decay * cap)  # positive, as lr (1 - decay·cap) is above (reach - 1) cap
         raise ConfigError(
-            f"training.learning_rate {learning_rate:g} is beyond the range of {name} at cap {cap:g}: at most {_at_most(most)}"
+            f"training.learning_rate {learning_rate:g} is beyond the range of {name} at cap {cap:g}: "
+            f"at most {_at_most(most)}"
         )
 
 

@@ -35,12 +35,12 @@ def _whole(function: Callable[[Tensor], Tensor], stack: Tensor) -> Tensor:
 class Muon(Optimizer):
     """Moves each weight against its momentum by ``lr`` in the norm that it lives in, and never by more.
 
-    A matrix moves along the polar factor of its momentum, by Newton-Schulz in float32 (float64 for float64 weights) with
-    six coefficient triples that never exceed 1; all matrices of one shape are one batch. A table of rows moves each row
-    along its momentum, all by lr in RMS. Momentum is an exponential average, Nesterov's by default; weight decay is
-    decoupled and uses lr as given. Other coefficients, a length by another rule of ``SCALES``, or bfloat16 are for
-    comparison: ``moved`` says what can still be promised. ``mapped`` computes a function of a stack (k, m, n) that treats
-    its matrices one by one, for instance sharing them among processes, and returns a tensor that Muon may overwrite.
+    A matrix moves along the polar factor of its momentum, by Newton-Schulz in float32 (float64 for float64 weights)
+    with six coefficient triples that never exceed 1; all matrices of one shape are one batch. A table of rows moves
+    each row along its momentum, all by lr in RMS. Momentum is an exponential average, Nesterov's by default; weight
+    decay is decoupled and uses lr as given. Other coefficients, a length by another rule of ``SCALES``, or bfloat16 are
+    for comparison: ``moved`` says what can still be promised. ``mapped`` computes a function of a stack (k, m, n) that
+    treats its matrices one by one, for instance in several processes, and returns a tensor that Muon may overwrite.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class Muon(Optimizer):
         for weight, kind in held:
             if isinstance(kind, Entries) or weight.ndim < 2:
                 raise ValueError(
-                    f"Muon steps matrices and tables of rows; a weight of shape {tuple(weight.shape)} with geometry {kind} "
-                    "belongs to another optimiser"
+                    f"Muon steps matrices and tables of rows; a weight of shape {tuple(weight.shape)} with geometry "
+                    f"{kind} belongs to another optimiser"
                 )
         self._geometry: dict[Tensor, Geometry] = dict(held)
         self._moved: dict[Tensor, float] = {}
@@ -145,8 +145,8 @@ class Muon(Optimizer):
     def _move_rows_(self, weights: list[Tensor], directions: list[Tensor], group: dict[str, Any]) -> None:
         """The steepest step in the largest RMS of a row: every row to RMS 1, short ones inflated to 16 times at most.
 
-        A row that no sample looked up has no momentum and stays; one of rounding noise must not move as far as the rest.
-        Reference code of arXiv 2507.13338, which also inflates by at most 16.
+        A row that no sample looked up has no momentum and stays; one of rounding noise must not move as far as the
+        rest. Reference code of arXiv 2507.13338, which also inflates by at most 16.
         """
         lengths = [group["lr"] * self.weighing(weight) for weight in weights]
         for weight, length in zip(weights, lengths, strict=True):
@@ -163,7 +163,7 @@ def _steepest_rows(table: Tensor) -> Tensor:
 
 
 def _move_(weights: list[Tensor], updates: list[Tensor], lengths: list[float], group: dict[str, Any]) -> None:
-    """weight - (length·update + lr·decay·weight), rounded once: 1 - lr·decay in float32 would shrink by another share."""
+    """weight - (length·update + lr·decay·weight), rounded once: float32's 1 - lr·decay is another share."""
     torch._foreach_mul_(updates, lengths)
     if decay := group["lr"] * group["weight_decay"]:
         torch._foreach_add_(updates, weights, alpha=decay)

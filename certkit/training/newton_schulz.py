@@ -1,7 +1,7 @@
 """The polar factor of a matrix by Newton-Schulz iteration: all singular values towards 1, nothing above 1.
 
-Matrices come as (..., rows, columns) and stacks of them are iterated as one batch. Inside, x_KMN is a stack of K matrices
-that are no taller than wide, and everything formed from its Gram matrix x x.T is a symmetric M x M polynomial of it.
+Matrices come as (..., rows, columns) and stacks of them are iterated as one batch. Inside, x_KMN is a stack of K
+matrices no taller than wide, and everything formed from its Gram matrix x x.T is a symmetric M x M polynomial of it.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def back(x_KMN: Tensor, tall: bool, shape: torch.Size) -> Tensor:
 
 
 def orthogonalised(matrix: Tensor, triples: Triples = SIX_STEPS) -> Tensor:
-    """Nearly the polar factor: by the six-step list singular values of 1 % of the largest or more end in [0.9956, 0.99934].
+    """Nearly the polar factor: by six terms singular values from 1 % of the largest on end in [0.9956, 0.99934].
 
     None exceeds the maximum of the list in float32 or float64, the dtype of the input; bfloat16 overshoots by another
     percent. Matrices far wider than tall go through ``quintics``. Zero stays zero, and entries may be of any size.
@@ -178,8 +178,8 @@ def quintics(x: Tensor, triples: Sequence[tuple[float, float, float]]) -> Tensor
 def polar(matrix: Tensor, reach: float | None = None) -> Tensor:
     """The polar factor, to about 1e-6: every singular value 1 and none above, for a matrix of full rank.
 
-    With r(e) the series of 1/sqrt(1 - e) up to an odd power of e = 1 - x², the slope of x r(e) is a positive multiple of
-    that power of e: it rises to 1 at x = 1 and falls from there, so that no singular value that it maps ends above 1. Its
+    With r(e) the series of 1/sqrt(1 - e) up to an odd power of e = 1 - x², the slope of x r(e) is a positive multiple
+    of that power: it rises to 1 at x = 1 and falls from there, so that no singular value that it maps ends above 1. Its
     first is Newton and Schulz's 1.5x - 0.5x³. ``reach`` < 1.5 is the caller's word that all singular values lie in
     [2 - reach, reach], as after a step of reach - 1 from a polar factor: then a series or two are enough, known
     beforehand, and a value below 2 - reach merely ends below 1. Otherwise a matrix whose bound, sqrt of the largest

@@ -19,16 +19,18 @@ from certkit.training.muon import Muon
 UNEVEN = 4.0  # one layer's step is at most this many times as long by its sensitivity
 
 
-def possible(settings: TrainingConfig) -> None:
-    """Raises ConfigError for an optimiser and a constraint that cannot hold together."""
+def possible(settings: TrainingConfig, smallest: float = 1.0) -> None:
+    """Raises ConfigError for settings that cannot hold together; ``smallest`` is the least cap that a layer declares."""
     if settings.sensitivity and settings.optimizer != "muon":
         raise ConfigError(f"training.sensitivity weighs the steps of muon; training.optimizer is {settings.optimizer}")
+    if settings.sensitivity and settings.constraint == "weight-decay":
+        raise ConfigError("training.sensitivity makes steps of unequal length, which weight-decay cannot balance")
     refuse(
         settings.constraint,
         settings.optimizer,
         learning_rate=settings.learning_rate * (UNEVEN if settings.sensitivity else 1.0),
         weight_decay=settings.weight_decay,
-        cap=settings.cap,
+        cap=settings.cap * smallest,
         scale=settings.scale,
     )
 
@@ -41,7 +43,6 @@ class Stepper:
     """
 
     def __init__(self, model: nn.Module, settings: TrainingConfig, world: World) -> None:
-        possible(settings)
         self.settings = settings
         declared = list(weights(model))
         self.held: list[tuple[str, nn.Parameter, Spectral | Rows]] = [
@@ -49,6 +50,7 @@ class Stepper:
             for name, weight, kind in declared
             if not isinstance(kind, Entries)
         ]
+        possible(settings, min((kind.cap for _, _, kind in self.held), default=settings.cap) / settings.cap)
         self.free = [weight for _, weight, kind in declared if isinstance(kind, Entries)]
         self.optimizers: list[Optimizer] = list(self._optimizers(world))
         self.rates = [
