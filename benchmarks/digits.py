@@ -9,48 +9,30 @@ and for the transformer what its attention is worth.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 import certkit
+from benchmarks.common import printed
 from certkit.config import Run, override, preset
 from certkit.data import load
-from certkit.machine import environment, pinned
-from certkit.models import create
-from certkit.models.layers import Linear, MaxMin
-from certkit.training.train import fit
+from certkit.machine import pinned
+from certkit.training.loop import fit
+from certkit.training.tasks import task_of
+from certkit.training.train import made
 
 EPS = ("0.1", "0.25", "0.5", "0.75", "1.0")
 
 
-class Mlp(nn.Module):
-    """64-256-256-10 with orthogonal weights and MaxMin: exactly 1-Lipschitz."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(Linear(64, 256), MaxMin(), Linear(256, 256), MaxMin(), Linear(256, 10))
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.layers((x - 0.5).flatten(1))
-        return logits
-
-
-def measured(make: Callable[[], nn.Module], run: Run, threads: int | None) -> dict[str, Any]:
+def measured(run: Run, threads: int | None) -> dict[str, Any]:
     """Train one network and certify it on the test split."""
-    torch.manual_seed(run.training.seed)
-    model = make()
     with pinned(threads):
+        model = made(run, "cpu")
         started = time.monotonic()
-        norm, _ = fit(model, run.training, load("digits", "train"))
+        history = fit(model, task_of(run, "cpu"), run)
         seconds = time.monotonic() - started
     model.eval()
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +41,7 @@ def measured(make: Callable[[], nn.Module], run: Run, threads: int | None) -> di
     return {
         "seed": run.training.seed,
         "train_seconds": round(seconds, 1),
-        "largest_norm_over_cap": norm,
+        "largest_norm_over_cap": history.norm_over_cap,
         "clean": [found.clean.count, found.clean.total],
         "certified": {point.eps.text: point.certified.count for point in found.certified},
         "largest_pair_gain": max(max(row) for row in found.pair_gain),
@@ -82,25 +64,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     given = parser.parse_args()
     base = preset("digits-vit")
-    networks: dict[str, Callable[[Run], nn.Module]] = {
-        "digits-vit": lambda run: create(run.model),
-        "mlp 64-256-256-10": lambda run: Mlp(),
-    }
+    networks = {"digits-vit": base, "mlp 64-256-256-10": override(base, ["model.name=mlp", "model.hidden=[256, 256]"])}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in networks}
     for seed in range(given.seeds):
-        run = override(base, [f"training.seed={seed}"])
-        for name, make in networks.items():
-            results[name].append(measured(lambda make=make, run=run: make(run), run, given.threads))
+        for name, run in networks.items():
+            results[name].append(measured(override(run, [f"training.seed={seed}"]), given.threads))
             print(f"{name}, seed {seed}: {results[name][-1]['certified']}", file=sys.stderr)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     with pinned(given.threads) as threads:
-        machine = environment("cpu", threads).model_dump()
-    print(
-        json.dumps(
-            {"command": "python -m benchmarks.digits", "commit": commit, "environment": machine, "results": results},
-            indent=1,
-        )
-    )
+        printed("benchmarks.digits", {"results": results}, threads)
 
 
 if __name__ == "__main__":

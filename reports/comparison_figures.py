@@ -70,11 +70,11 @@ def span(values: Sequence[Fraction | float], room: float) -> tuple[int, int]:
     """The per cent that an axis may start and end at, so that the lowest share stands ``room`` of the axis above its start."""
     least, most = 100 * min(map(float, values), default=0.0), 100 * max(map(float, values), default=1.0)
     floor = max((f for f in _TICKS if least >= f + room * (100 - f)), default=0)
-    return floor, 100 if floor else min(top for top in _TOPS if most <= top)
+    return floor, min(top for top in _TOPS.get(floor, (100,)) if most <= top)
 
 
-_TOPS = (20, 40, 60, 80, 100)  # where an axis from 0 may end
-_TICKS = {0: 25, 25: 25, 50: 10, 70: 10, 80: 5, 90: 2, 95: 1}  # the step between ticks on an axis that starts there
+_TOPS = {0: (20, 40, 60, 80, 100), 25: (50, 75, 100)}  # where an axis that starts there may end; any other at 100
+_TICKS = {0: 25, 25: 25, 50: 10, 70: 10, 80: 5, 90: 2, 95: 1}  # the step between ticks of an axis from there to 100
 
 
 def curves(comparison: Comparison) -> str | None:
@@ -270,7 +270,7 @@ def _bar(axes: Axes, at: int, row: Row, found: Sequence[tuple[Fraction, Fraction
 def _shares(axes: Axes, floor: int, top: int) -> None:
     """An axis of per cent."""
     axes.set_ylim(floor, top)
-    axes.set_yticks(range(floor, top + 1, _TICKS[floor] if floor else top // 4))
+    axes.set_yticks(range(floor, top + 1, _TICKS[floor] if top == 100 else (top - floor) // (5 if floor else 4)))
 
 
 def _drawn(style: Mark) -> dict[str, Any]:
