@@ -183,3 +183,23 @@ def test_options_that_mean_nothing_are_refused(words: list[str], message: str, t
     found = CliRunner().invoke(main, ["train", *words, "--out", str(tmp_path / "out")])
     assert (found.exit_code, found.stderr) == (2, f"certkit: {message}\n")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_refuted_row_ends_the_command_with_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        "[data]\nvalidation = 0.2\n[training]\nsteps = 4\nrefresh = 2\n[compare]\nseeds = [0]\neps = ['0.1']\nlimit = 5\n"
+        '[[compare.rows]]\nname = "held"\nlearning_rates = [0.05]\n'
+    )
+    audit = certkit.audit
+
+    def refuted(*words: Any, **given: Any) -> Any:
+        return audit(*words, **given).model_copy(update={"verdict": "REFUTED"})
+
+    monkeypatch.setattr(certkit, "audit", refuted, raising=False)
+    found = CliRunner().invoke(main, ["train", str(path), "--out", str(tmp_path / "out")])
+    assert found.exit_code == 4
+    assert found.stderr == (
+        "certkit: row 'held': an adversarial example lies inside a certified radius; its audit is kept\n"
+    )
+    assert "REFUTED" in found.stdout

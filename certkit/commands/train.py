@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from certkit.commands import options
-from certkit.errors import ConfigError
+from certkit.errors import ConfigError, Refuted
 
 if TYPE_CHECKING:
     from certkit.config import Run
@@ -94,4 +94,12 @@ def _compare(run: Run, name: str, given: dict[str, Any]) -> None:
     )
     page = importlib.import_module("certkit.reports.comparison")  # by name: reports stand above
     paths = page.write(found, out)
-    options.say(found, [page.table(found), *(f"wrote {path}" for path in paths)], json=given["json"])
+    try:
+        options.say(found, [page.table(found), *(f"wrote {path}" for path in paths)], json=given["json"])
+    finally:
+        if refuted := [
+            row.name for row in found.rows for one in row.proved if any(p.verdict == "REFUTED" for p in one)
+        ]:
+            raise Refuted(
+                f"row {refuted[0]!r}: an adversarial example lies inside a certified radius; its audit is kept"
+            )

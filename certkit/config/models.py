@@ -73,6 +73,9 @@ class VisionTransformerConfig(Patches):
     residual: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Weight a of (1-a)x + a attention(x).")
     scale: Positive = Field(0.5, description="Attention scores are scale / head width times q·k.")
     position: float = Field(9.0, description="First constant score of each head for its own neighbour of a token.")
+    position_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        1.0, description="Share of entry_learning_rate at which constant scores move."
+    )
 
     @model_validator(mode="after")
     def _shallow(self) -> VisionTransformerConfig:

@@ -28,8 +28,9 @@ class Attention(Declared):
 
     geometry: ClassVar[Mapping[str, Geometry]] = {"position_HTT": Entries()}
 
-    def __init__(self, width: int, heads: int, position_HTT: Tensor, *, scale: float) -> None:
+    def __init__(self, width: int, heads: int, position_HTT: Tensor, *, scale: float, rate: float = 1.0) -> None:
         super().__init__()
+        self.geometry = {"position_HTT": Entries(rate)}  # type: ignore[misc] # an instance may declare its own
         self.heads = heads
         self.scale = scale / (width // heads)
         self.q, self.k, self.v = (Linear(width, width, bias=False) for _ in range(3))

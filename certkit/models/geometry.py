@@ -52,7 +52,12 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """A vector or table that stretches nothing, such as a bias or a constant score: its entries move freely."""
+    """A vector or table that stretches nothing, such as a bias or a constant score: its entries move freely.
+
+    They move at ``rate`` times the learning rate of entries.
+    """
+
+    rate: float = 1.0
 
 
 Geometry: TypeAlias = Spectral | Rows | Entries

@@ -28,7 +28,7 @@ class VisionTransformer(nn.Module):
         position = neighbours(grid, config.heads, config.position)
         blocks: list[nn.Module] = []
         for _ in range(config.blocks):
-            attention = Attention(width, config.heads, position, scale=config.scale)
+            attention = Attention(width, config.heads, position, scale=config.scale, rate=config.position_rate)
             blocks.append(Residual(attention, config.residual) if config.residual < 1 else attention)
             blocks += dropout(config.dropout)
             for _ in range(config.mlp_layers):

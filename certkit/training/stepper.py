@@ -51,7 +51,9 @@ class Stepper:
             if not isinstance(kind, Entries)
         ]
         possible(settings, min((kind.cap for _, _, kind in self.held), default=settings.cap) / settings.cap)
-        self.free = [weight for _, weight, kind in declared if isinstance(kind, Entries)]
+        free = [(weight, kind.rate) for _, weight, kind in declared if isinstance(kind, Entries)]
+        self.free = [weight for weight, _ in free]
+        self.shares = {share: [weight for weight, own in free if own == share] for share in {rate for _, rate in free}}
         self.optimizers: list[Optimizer] = list(self._optimizers(world))
         self.rates = [
             settings.learning_rate if i == 0 or settings.optimizer != "muon" else settings.entry_learning_rate
@@ -67,9 +69,8 @@ class Stepper:
         s, betas = self.settings, (self.settings.momentum, self.settings.beta2)
         matrices = [weight for _, weight, _ in self.held]
         decay = 0.0 if CONSTRAINTS[s.constraint].replaces_decay else s.weight_decay
-        groups = [{"params": matrices, "weight_decay": decay}]
-        if self.free:
-            groups.append({"params": self.free, "weight_decay": 0.0})
+        entries = [{"params": self.shares[share], "weight_decay": 0.0, "share": share} for share in sorted(self.shares)]
+        groups = [{"params": matrices, "weight_decay": decay}, *entries]
         if s.optimizer == "adamw":
             yield torch.optim.AdamW(groups, lr=s.learning_rate, betas=betas)
         elif s.optimizer == "sgd":
@@ -86,7 +87,7 @@ class Stepper:
                 mapped=world.mapped,
             )
             if self.free:
-                yield torch.optim.Adam(self.free, lr=s.entry_learning_rate, betas=betas)
+                yield torch.optim.Adam(entries, lr=s.entry_learning_rate, betas=betas)
 
     @torch.no_grad()
     def start_(self) -> None:
@@ -99,7 +100,7 @@ class Stepper:
         """One step at ``factor`` times the learning rates, then every weight put back under its cap."""
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate * factor
+                group["lr"] = rate * factor * group.get("share", 1.0)
             optimizer.step()
         decay = factor * self.settings.learning_rate * self.settings.weight_decay
         muon = self.optimizers[0]
