@@ -103,28 +103,34 @@ def fit(
                 line = measured(model, task, stepper, history, step)
             x, y = task.batch(generator, part)
             model.zero_grad()
-            value, correct = _gradients(forward, x, y, gain, settings, device)
-            value = world.mean(value)
-            if not math.isfinite(value):
+            loss, right = _gradients(forward, x, y, gain, settings, device)
+            loss, right = world.mean(loss), world.mean(right)
+            if not math.isfinite(loss):
                 raise Diverged(
-                    f"training: the loss is {value} at step {step}; lower training.learning_rate{_kept(path, history)}"
+                    f"training: the loss is {loss} at step {step}; lower training.learning_rate{_kept(path, history)}"
                 )
             world.average_(stepper.gradients())
-            history.saw(value)
+            history.saw(loss)
             factor = schedule(settings, step)
             if line is not None or step == settings.steps - 1:
-                line = {"step": step, **(line or {}), "loss": value, "lr": factor * settings.learning_rate}
-                line["batch_accuracy"] = correct
-                line["gradient_norm"] = float(torch.linalg.vector_norm(torch.stack(stepper.gradient_norms())))
-                line["spikes"] = history.spikes
-                line["pair_gain"] = None if gain is None else float(gain.max())
+                history.lines.append(
+                    {
+                        "step": step,
+                        **(line or {}),
+                        "loss": loss,
+                        "batch_accuracy": right,
+                        "lr": factor * settings.learning_rate,
+                        "gradient_norm": stepper.gradient_norm(),
+                        "spikes": history.spikes,
+                        "pair_gain": None if gain is None else float(gain.max()),
+                    }
+                )
                 if settings.sensitivity:
                     stepper.weigh_()
-                history.lines.append(line)
                 if note is not None:
-                    note(line)
+                    note(history.lines[-1])
             stepper.step(factor)
-            progress.advance(f"loss {value:.3f}")
+            progress.advance(f"loss {loss:.3f}")
             if path is not None and (step + 1) % settings.save == 0 and step + 1 < settings.steps:
                 history.step = step + 1
                 history.gain = None if gain is None else gain.tolist()

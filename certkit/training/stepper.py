@@ -144,6 +144,6 @@ class Stepper:
         every = [*(weight for _, weight, _ in self.held), *self.free]
         return [weight.grad for weight in every if weight.grad is not None]
 
-    def gradient_norms(self) -> list[Tensor]:
-        """The l2 norm of each gradient."""
-        return list(torch._foreach_norm(self.gradients()))
+    def gradient_norm(self) -> float:
+        """The l2 norm of all gradients together."""
+        return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients()))))
