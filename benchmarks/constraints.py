@@ -22,11 +22,12 @@ from certkit.training.tasks import judge, task_of
 from certkit.training.train import made
 
 RATES = {"muon": 0.05, "adamw": 0.003, "sgd": 0.1}
+DECAY = {"weight-decay": 1.0, "spectral-weight-decay": 0.5}
 
 
 def measured(constraint: str, optimizer: str, steps: int) -> dict[str, Any]:
     """Train one network and say how it did."""
-    decay = 1.0 if constraint == "weight-decay" else 0.0
+    decay = DECAY.get(constraint, 0.0)
     run = override(
         preset("digits-vit"),
         [
