@@ -76,13 +76,16 @@ def read(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
 def write(directory: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Path:
     """Write ``config.json``, then ``model.safetensors``; the path of the latter. Equal weights give equal bytes.
 
+    Older weights are removed first: a configuration never stands beside weights of another one.
+
     Raises CheckpointError for a weight that is not finite: nothing is written that could not be read back.
     """
     for key, tensor in state.items():
         _finite(WEIGHTS, key, tensor)
     settings = json.dumps(dict(config), sort_keys=True, indent=1, allow_nan=False) + "\n"
-    write_atomic(directory / CONFIG, settings.encode())
     path = directory / WEIGHTS
+    path.unlink(missing_ok=True)
+    write_atomic(directory / CONFIG, settings.encode())
     write_atomic(path, serialized(state))
     return path
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from certkit.records import Environment, Provenance, Rate, Record, Verdict
+from certkit.records import Environment, Provenance, Rate, Record, Sha256, Verdict
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -23,12 +23,13 @@ class CurvePoint(Record):
 class Trial(Record):
     """One run of a row: a learning rate and a seed.
 
-    ``fault`` says why a run has no result (it diverged, or its settings cannot hold together); ``reached`` is the first
-    measured step at which the validation accuracy was at the target. ``norm_over_cap`` is proved.
+    ``fault`` says where a run diverged, which is the one reason to have no result; ``sha256`` is that of the checkpoint.
+    ``reached`` is the first measured step at which the validation accuracy was at the target. ``norm_over_cap`` is proved.
     """
 
     learning_rate: Annotated[float, Field(gt=0)]
     seed: int
+    sha256: Sha256 | None = None
     fault: str | None = None
     validation: Share = 0.0
     test: Rate | None = None
@@ -79,12 +80,14 @@ class Row(Record):
 
 
 class Comparison(Record):
-    """All rows of a comparison."""
+    """All rows of a comparison, and by digest the samples that they learned from and were tested on."""
 
     format: Literal[1] = 1
     kind: Literal["certkit.comparison"] = "certkit.comparison"
     name: str
     data: str
+    training_sha256: Sha256 | None = None
+    test_sha256: Sha256 | None = None
     target: float
     steps: int
     seeds: tuple[int, ...]

@@ -55,6 +55,14 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def check_folder(path: Path) -> None:
+    """Raises CertkitError for a path at which no folder can be made or written to; makes none."""
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        reason = "not writable" if there.is_dir() else f"{one_line(there)} is a file"
+        raise CertkitError(f"{one_line(path)}: no folder can be made there ({reason})")
+
+
 def save(record: BaseModel, path: Path) -> None:
     """Write the record as canonical JSON, atomically."""
     write_atomic(path, canonical(record).encode())

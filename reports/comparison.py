@@ -9,7 +9,7 @@ from certkit.files import write_atomic
 from certkit.records import Eps
 
 from .comparison_figures import bars, curves, curves_span, mark, rates, rates_span
-from .comparison_numbers import NONE, POINTS, course, finished, lines, radii_of, refuted, robust, tried
+from .comparison_numbers import NONE, POINTS, audited, course, finished, lines, radii_of, refuted, robust, tried
 from .comparison_text import markdown, summary, table
 from .page import inlined, policy, source_of, templates
 
@@ -29,6 +29,7 @@ def render(comparison: Comparison) -> str:
         notes=notes,
         summary=summary(comparison),
         radii=radii_of(comparison),
+        audited=audited(comparison),
         marks=[mark(i) for i in range(len(found))],
         steps=sorted({band.at for bands in courses for band in bands}),
         courses=[{band.at: band for band in bands} for bands in courses],

@@ -87,6 +87,12 @@ def radii_of(comparison: Comparison) -> tuple[Eps, ...]:
     return radii(comparison.eps) if comparison.eps else ()
 
 
+def audited(comparison: Comparison) -> str:
+    """How many test samples were certified and attacked, in words: the count that all audits have."""
+    counts = {point.certified.total for row in comparison.rows for network in row.proved for point in network}
+    return f"{counts.pop()} test samples" if len(counts) == 1 else "the test samples"
+
+
 def finished(row: Row) -> tuple[Trial, ...]:
     """The trials at the chosen learning rate that came to an end."""
     return tuple(trial for trial in row.best if trial.fault is None)

@@ -12,7 +12,7 @@ from html import escape
 from certkit.comparison import Comparison
 from certkit.errors import one_line
 
-from .comparison_numbers import Line, lines, radii_of
+from .comparison_numbers import Line, audited, lines, radii_of
 
 WIDTH = 120  # columns of a terminal
 NARROWEST = 14  # columns that a name gets, however many radii there are
@@ -122,7 +122,7 @@ def _explained(comparison: Comparison) -> tuple[str, str]:
         "largest proved norm of a weight, as a share of its cap; promise: whether the constraint is proved to hold it."
     )
     last = (
-        f"cert.: share of {comparison.limit} test samples that is right and certified at that l2 eps, mean over the "
+        f"cert.: share of {audited(comparison)} that is right and certified at that l2 eps, mean over the "
         "seeds, rounded down; of the function in exact arithmetic, by certkit's global bound. att.: share that the "
         "program, in float arithmetic, still gets right after the attacks, rounded up."
         if comparison.eps

@@ -61,7 +61,8 @@ def run(precision: str, steps: int) -> list[str]:
 
 
 def losses_of(out: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
 
 
 def together(out: Path, changes: list[str], size: int = 2) -> list[float]:

@@ -64,6 +64,12 @@ def validate(value: Any, name: str) -> Run:
         )
     if first["type"] == "value_error":
         raise ConfigError(where + one_line(first["msg"].removeprefix("Value error, ")))
+    if first["type"] in ("too_short", "too_long"):
+        short = first["type"] == "too_short"
+        count = first["ctx"]["min_length" if short else "max_length"]
+        raise ConfigError(
+            f"{where}expected at {'least' if short else 'most'} {count} entr{'y' if count == 1 else 'ies'}"
+        )
     expected = _expected(first["loc"]) or first["msg"]
     raise ConfigError(f"{where}expected {expected}, got {_shown(first['input'])}")
 

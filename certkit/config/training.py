@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from certkit.config.sections import Extent, Positive, Section, Seed, Share, Steps
+from certkit.errors import one_line
 
 Rates = Annotated[tuple[Positive, ...], Field(min_length=1, max_length=64, strict=False)]
 Texts = Annotated[tuple[str, ...], Field(max_length=64, strict=False)]
@@ -90,6 +93,12 @@ class Contender(Section):
         default_factory=dict, description="What changes, as in a run file; a model is replaced."
     )
 
+    @model_validator(mode="after")
+    def _each_rate_once(self) -> Contender:
+        for rate in _twice(self.learning_rates):
+            raise ValueError(f"learning_rates: {rate!r} stands twice")
+        return self
+
 
 class ComparisonConfig(Section):
     """Several ways to train on the same samples, over seeds and learning rates."""
@@ -103,3 +112,16 @@ class ComparisonConfig(Section):
     rows: Annotated[tuple[Contender, ...], Field(min_length=1, max_length=64, strict=False)] = Field(
         description="The contenders."
     )
+
+    @model_validator(mode="after")
+    def _each_row_and_seed_once(self) -> ComparisonConfig:
+        for seed in _twice(self.seeds):
+            raise ValueError(f"seeds: {seed} stands twice")
+        for name in _twice(row.name for row in self.rows):
+            raise ValueError(f"rows: two rows are called {one_line(name, 80)!r}")
+        return self
+
+
+def _twice(values: Iterable[Any]) -> list[Any]:
+    """What stands there more than once."""
+    return [value for value, count in Counter(values).items() if count > 1]

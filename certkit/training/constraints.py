@@ -8,7 +8,7 @@ Formulas, published names and the faults of the reference code: arXiv 2507.13338
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -18,16 +18,19 @@ from torch import Tensor
 from certkit.bounds.spectral import spectral_norm
 from certkit.errors import ConfigError, suggestion
 from certkit.models.geometry import Entries, Geometry, Rows
+from certkit.training.faults import Diverged
 from certkit.training.newton_schulz import as_wide, back, polar, quintics, symmetric
 
 Project: TypeAlias = "Callable[[Tensor, float, Step], Tensor]"
 Promise: TypeAlias = Literal["provable", "approximate", "refused", "none"]
 
 OPTIMIZERS = ("muon", "adamw", "sgd")
-SAFETY = 1e-6  # what is left below a limit for the rounding of float32; caps promise 1e-6 above it as well
+SAFETY = 1e-6  # the least that is left below a limit for the rounding of float32: ``safety``
+ROUNDINGS = 4  # of a whole matrix to float32, between one proof of its norm and the next
 POWER_STEPS = 16
 HIGHEST = 62 / 81  # of 1 - u + u(1 - u)³ at u = 1/3, where x - αx³ stops rising
 WIDEST = math.sqrt(3) / HIGHEST  # 2.2628: at α = HIGHEST²/3 per cap², x - αx³ is positive up to here
+LARGEST_ENTRY = 1e6  # of a matrix whose polar factor is wanted; a larger one is scaled down to it
 HARD_RANGE = 3.0  # caps: the range that the hard cap's coefficients were made for; they diverge beyond 4.05
 
 # Four quintics that follow min(1, x) to 0.034 on [0, 3.5]. Reference code of arXiv 2507.13338.
@@ -47,12 +50,25 @@ class Step:
     decay: float = 0.0
 
 
+def safety(shape: Sequence[int]) -> float:
+    """What is left below a limit, as a share of it, for the rounding of a matrix of this shape to float32.
+
+    Rounding changes each entry by at most 2^-24 of it, and so the matrix by at most 2^-24 |W|_F <= 2^-24 sqrt(r) |W| in
+    the spectral norm, r the smaller of its sides. Four of these are left, and at least 1e-6: 1e-6 up to r = 17, 6.6e-6 at
+    768, 3.1e-5 at 16384. A projection in float64 needs one. In float32 a step rounds the weight once and a projection or
+    decay once more, which leaves two for what is smaller: the roundings of the step itself, of (1 - safety) as a number,
+    and of inner products in polynomials, of which the first-order size is measured and no worst case proved. A row of a
+    table changes by 2^-24 of its norm alone. Below 1.2e-38 float32 rounds otherwise: limits must be well above.
+    """
+    return max(SAFETY, ROUNDINGS * 2.0**-24 * math.sqrt(min(shape[-2:])))
+
+
 def clip_rows(table: Tensor, limit: float, step: Step) -> Tensor:
-    """Rows whose l2 norm is above limit, scaled down to it; norms in float64."""
+    """Rows whose l2 norm is above limit, scaled down to it in float64 and rounded once."""
     limit *= 1 - SAFETY
     norms = torch.linalg.vector_norm(table, dim=-1, keepdim=True, dtype=torch.float64)
-    shares: Tensor = (limit / norms.clamp_min(limit)).to(table.dtype)
-    return table * shares
+    clipped: Tensor = (table * (limit / norms.clamp_min(limit))).to(table.dtype)
+    return clipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +91,25 @@ def unchanged(weight: Tensor, limit: float, step: Step) -> Tensor:
 
 
 def shrunk(weight: Tensor, limit: float, step: Step) -> Tensor:
-    """After a step of known length, 1e-6 less, for its rounding; decay has done the rest.
+    """After a step of known length, less by ``safety``, for its rounding; decay has done the rest.
 
     Where lr·decay is near the precision of float32, small entries still decay while large ones no longer do. That alone
     takes an orthogonal matrix 4e-5 above its cap in 1500 steps of 1e-6.
     """
-    return weight if step.moved is None else weight * (1 - SAFETY)
+    return weight if step.moved is None else weight * (1 - safety(weight.shape))
 
 
 def stiefel(weight: Tensor, limit: float, step: Step) -> Tensor:
     """limit times the polar factor: every singular value becomes limit. Cesista 2025; arXiv 2507.13338, section 3.
 
-    A weight that was there before a step of known length is near it still, which saves most of the work.
+    A weight that was there before a step of known length is near it still, which saves most of the work. After any other
+    it may be so large that its share of a small limit is beyond float32.
     """
-    target = limit * (1 - SAFETY)
-    reach = None if step.moved is None else 1 + step.moved / target + step.decay + 1e-5
-    return polar(weight / target, reach) * target
+    target = limit * (1 - safety(weight.shape))
+    if step.moved is not None:
+        return polar(weight / target, 1 + step.moved / target + step.decay + 1e-5) * target
+    most = weight.abs().amax((-2, -1), keepdim=True).double() / LARGEST_ENTRY
+    return polar(weight / most.clamp_min(target).to(weight.dtype)) * target
 
 
 def soft_cap(weight: Tensor, limit: float, step: Step) -> Tensor:
@@ -110,7 +129,8 @@ def soft_cap(weight: Tensor, limit: float, step: Step) -> Tensor:
     square = symmetric(gram, gram)
     inner = gram.mul_(3 * alpha**3).sub_(square, alpha=alpha**4)
     rest = symmetric(square, inner, square, beta=-3 * alpha**2)
-    return back(torch.baddbmm(x, rest, x, beta=1 - SAFETY, alpha=1 - SAFETY), tall, weight.shape)
+    share = 1 - safety(weight.shape)
+    return back(torch.baddbmm(x, rest, x, beta=share, alpha=share), tall, weight.shape)
 
 
 def coupling(limit: float, moved: float, decay: float) -> float:
@@ -128,7 +148,7 @@ def coupling(limit: float, moved: float, decay: float) -> float:
     if k > WIDEST * limit:
         raise ConfigError(
             f"training.constraint: spectral-soft-cap at {limit:g} cannot undo a step of {moved:g}; expected at most "
-            f"{_at_most(WIDEST * limit - limit * abs(1 - decay))}; lower training.learning_rate"
+            f"{at_most(WIDEST * limit - limit * abs(1 - decay))}; lower training.learning_rate"
         )
     if k >= limit / HIGHEST:
         return HIGHEST**2 / (3 * limit**2)
@@ -147,11 +167,20 @@ def hard_cap(weight: Tensor, limit: float, step: Step) -> Tensor:
 
 
 def svd_clip(weight: Tensor, limit: float, step: Step) -> Tensor:
-    """The nearest weight inside: singular values above limit lowered to it, by a float64 decomposition."""
-    limit *= 1 - SAFETY
+    """The nearest weight inside: singular values above limit lowered to it, by a float64 decomposition.
+
+    Raises Diverged for a weight that is not finite.
+    """
+    _finite(weight)
+    limit *= 1 - safety(weight.shape)
     u, values, v = torch.linalg.svd(weight.double(), full_matrices=False)
     clipped = ((u * values.clamp(max=limit)[..., None, :]) @ v).to(weight.dtype)
     return torch.where(values[..., :1, None] > limit, clipped, weight)
+
+
+def _finite(weight: Tensor) -> None:
+    if not bool(torch.isfinite(weight).all()):
+        raise Diverged("training: a weight is no longer finite")
 
 
 def power_iteration(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -182,15 +211,19 @@ def spectral_normalize(weight: Tensor, limit: float, step: Step) -> Tensor:
 
 
 def spectral_normalize_proved(weight: Tensor, limit: float, step: Step) -> Tensor:
-    """W over max(1, s/limit), with the proved norm s in float64; not computed where the Frobenius norm is inside."""
-    limit *= 1 - SAFETY
+    """W over max(1, s/limit) in float64, with the proved norm s; not computed where the Frobenius norm is inside.
+
+    Raises Diverged for a weight that is not finite.
+    """
+    _finite(weight)
+    limit *= 1 - safety(weight.shape)
     stack = weight.reshape(-1, *weight.shape[-2:])
     norms = torch.linalg.vector_norm(stack, dim=(-2, -1), dtype=torch.float64).tolist()
     for index, whole in enumerate(norms):
         if not whole <= limit * (1 - 1e-9):
             norms[index] = spectral_norm(stack[index].detach().cpu().double().numpy())
     shares = torch.tensor([limit / max(norm, limit) for norm in norms], dtype=torch.float64)
-    return (stack * shares.to(stack)[:, None, None]).reshape(weight.shape)
+    return (stack * shares.to(stack.device)[:, None, None]).to(weight.dtype).reshape(weight.shape)
 
 
 def spectral_hammer(weight: Tensor, limit: float, step: Step) -> Tensor:
@@ -211,7 +244,7 @@ CONSTRAINTS = {
         | {
             "muon": (
                 "provable",
-                "c(1 - lr·decay) + 0.99934 lr <= c when decay·c >= 1, and 1e-6 is taken off for each step's rounding",
+                "c(1 - lr·decay) + 0.99934 lr <= c when decay·c >= 1, and as much is taken off as a step can round",
             )
         },
         rows=shrunk,
@@ -231,7 +264,7 @@ CONSTRAINTS = {
     ),
     "stiefel": Constraint(
         stiefel,
-        _all("provable", "1.5x - 0.5x³ and the longer series of its kind never exceed 1, and 1e-6 is left for float32"),
+        _all("provable", "1.5x - 0.5x³ and the longer series of its kind never exceed 1, and room is left for float32"),
     ),
     "spectral-hammer": Constraint(
         spectral_hammer,
@@ -248,7 +281,7 @@ CONSTRAINTS = {
         | {"muon": ("approximate", "its polynomial follows min(1, x) to 0.034 only, and reaches 1.0109 at x = 1.185")},
     ),
     "svd-clip": Constraint(
-        svd_clip, _all("provable", "singular values are clipped in float64, and 1e-6 is left for float32")
+        svd_clip, _all("provable", "singular values are clipped in float64, and room is left for float32")
     ),
 }  # fmt: skip
 
@@ -266,11 +299,19 @@ def reason(name: str, optimizer: str) -> str:
 
 
 def refuse(
-    name: str, optimizer: str, *, learning_rate: float, weight_decay: float, cap: float, scale: str = "geometry"
+    name: str,
+    optimizer: str,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    cap: float,
+    scale: str = "geometry",
+    longest: float = 1.0,
 ) -> None:
     """Raise ConfigError for settings with which the constraint cannot do what it is there for.
 
-    ``cap`` is the smallest of all weights, in the norm that each declares, and so is the learning rate under muon.
+    ``cap`` is the smallest of all weights, in the norm that each declares, and so is the learning rate under muon. One
+    step is at most ``longest`` times the learning rate. Other scales depend on shapes: ``largest_rate``.
     """
     if name not in CONSTRAINTS:
         raise ConfigError(f"training.constraint: unknown {name!r}{suggestion(name, CONSTRAINTS)}")
@@ -293,16 +334,25 @@ def refuse(
             f"training.constraint: weight-decay with weight_decay {weight_decay:g} cannot hold cap {cap:g}; expected "
             f"training.weight_decay >= 1/cap = {1 / cap:g}"
         )
-    reach = {"spectral-soft-cap": WIDEST, "spectral-hard-cap": HARD_RANGE}.get(name, math.inf)
-    if scale == "geometry" and cap * (1 - decay) + learning_rate > reach * cap:
-        most = (reach - 1) * cap / (1 - weight_decay * cap)  # positive, as lr (1 - decay·cap) is above (reach - 1) cap
+    most = largest_rate(name, limit=cap, longest=longest, weight_decay=weight_decay)
+    if scale == "geometry" and learning_rate > most:
         raise ConfigError(
             f"training.learning_rate {learning_rate:g} is beyond the range of {name} at cap {cap:g}: "
-            f"at most {_at_most(most)}"
+            f"at most {at_most(most)}"
         )
 
 
-def _at_most(value: float) -> str:
+def largest_rate(name: str, *, limit: float, longest: float, weight_decay: float) -> float:
+    """The largest learning rate at which the constraint can undo every step, and every shorter one of the schedule.
+
+    A step takes limit to limit·(1 - lr·decay) + lr·longest, linear in lr. ``limit`` and ``longest`` are in one unit.
+    """
+    reach = {"spectral-soft-cap": WIDEST, "spectral-hard-cap": HARD_RANGE}.get(name, math.inf)
+    slope = longest - weight_decay * limit
+    return (reach - 1) * limit / slope if slope > 0 else math.inf
+
+
+def at_most(value: float) -> str:
     """In six digits, rounded down: what a message names must be accepted."""
     power = 10.0 ** (5 - math.floor(math.log10(value)))
     return f"{math.floor(value * power) / power:.6g}"
@@ -317,8 +367,9 @@ def start_(name: str, weight: Tensor, geometry: Geometry) -> None:
         if isinstance(geometry, Rows):
             weight.copy_(clip_rows(weight, limit, Step()))
         elif name == "stiefel":
+            _finite(weight)
             u, _, v = torch.linalg.svd(weight.double(), full_matrices=False)
-            weight.copy_(u @ v * (limit * (1 - SAFETY)))
+            weight.copy_(u @ v * (limit * (1 - safety(weight.shape))))
         else:
             weight.copy_(svd_clip(weight, limit, Step()))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from certkit.errors import ConfigError
+from certkit.errors import ConfigError, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class World:
 
     rank: int = 0
     size: int = 1
+    device: str = "cpu"
 
     @property
     def first(self) -> bool:
@@ -56,11 +57,15 @@ class World:
         """The mean of a number over all processes."""
         if self.size == 1:
             return number
-        value = torch.tensor(number, dtype=torch.float64)
-        if torch.distributed.get_backend() == "nccl":
-            value = value.cuda()
+        value = torch.tensor(number, dtype=torch.float64, device=self.device)
         torch.distributed.all_reduce(value)
         return value.item() / self.size
+
+    def same_(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by that of the first process."""
+        if self.size > 1:
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor.data, src=0)
 
     def mapped(self, function: Callable[[Tensor], Tensor], stack: Tensor) -> Tensor:
         """``function`` of a stack of matrices, each process computing its share of them.
@@ -82,13 +87,24 @@ class World:
 
 @contextmanager
 def joined(device: str) -> Iterator[World]:
-    """The world that torchrun started this process in, left again at the end; a world of one without torchrun."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    """The world that torchrun started this process in, left again at the end; a world of one without torchrun.
+
+    Raises ConfigError for variables that torchrun does not set so.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size == "1":
         yield World()
         return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    numbers = [size, os.environ.get("RANK", "0"), os.environ.get("MASTER_PORT", "1")]
+    if missing or not all(number.isdecimal() for number in numbers) or not 0 <= int(numbers[1]) < int(size):
+        raise ConfigError(
+            f"WORLD_SIZE is {one_line(size, 40)!r} in the environment, but this process was not started by torchrun; unset it"
+        )
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
-        yield World(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        yield World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
     finally:
         torch.distributed.destroy_process_group()

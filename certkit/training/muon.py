@@ -150,14 +150,14 @@ class Muon(Optimizer):
         """
         lengths = [group["lr"] * self.weighing(weight) for weight in weights]
         for weight, length in zip(weights, lengths, strict=True):
-            self._moved[weight] = length * math.sqrt(weight.shape[-1]) * (1 + 1e-5)  # float32 rounds the RMS
+            self._moved[weight] = length * math.sqrt(weight.shape[-1]) * (1 + 1e-6)  # float32 rounds
         _move_(weights, [_steepest_rows(one) for one in directions], lengths, group)
 
 
 def _steepest_rows(table: Tensor) -> Tensor:
     """Each row over its RMS, or over a sixteenth of the largest RMS where that is more; zero stays zero."""
     table = table / table.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(table.dtype).tiny)
-    rms = table.square().mean(-1, keepdim=True).sqrt()
+    rms = table.square().mean(-1, keepdim=True, dtype=torch.float64).sqrt().to(table.dtype)
     least = rms.amax(-2, keepdim=True) / INFLATION
     return table / torch.maximum(rms, least).clamp_min(torch.finfo(table.dtype).tiny)
 

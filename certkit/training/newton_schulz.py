@@ -148,12 +148,16 @@ def orthogonalised(matrix: Tensor, triples: Triples = SIX_STEPS) -> Tensor:
 
 
 def _normalised(x: Tensor) -> Tensor:
-    """Divided by its Frobenius norm, after an exact power of two: squares of entries such as 1e-30 would underflow."""
+    """Divided by 1 + 1e-6 times its Frobenius norm, so that none of it is above 1 by the rounding of float32.
+
+    An exact power of two comes first, as squares of entries such as 1e-30 would underflow. Squares are summed in float64:
+    torch's own norm in float32 is up to 10 % too small for a table of 50257 x 768, where short rows follow long ones.
+    """
     wide, largest = (torch.float64, 1022) if x.dtype == torch.float64 else (torch.float32, 126)
     _, exponent = torch.frexp(x.abs().amax((-2, -1), keepdim=True).to(wide))
     x = x * torch.exp2(-exponent.clamp(-largest, largest).to(wide)).to(x.dtype)
-    size: Tensor = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
-    return x / size.clamp_min(torch.finfo(x.dtype).tiny)
+    size = x.to(wide).square().sum((-2, -1), keepdim=True, dtype=torch.float64).sqrt() * (1 + 1e-6)
+    return x / size.to(x.dtype).clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def quintics(x: Tensor, triples: Sequence[tuple[float, float, float]]) -> Tensor:
@@ -198,7 +202,7 @@ def polar(matrix: Tensor, reach: float | None = None) -> Tensor:
         x = x / torch.where(largest > 1e6, largest, 1.0)  # squares must not overflow
     gram = symmetric(x, x.mT)
     if reach is None or reach > LARGEST_REACH:
-        rows = gram.abs().sum(-1).amax(-1)[..., None, None].sqrt()
+        rows = gram.abs().sum(-1, dtype=torch.float64).amax(-1)[..., None, None].sqrt().to(x.dtype)
         shrink = torch.where(rows > LARGEST_REACH * (1 - 1e-4), rows, 1.0)
         x, gram = x / shrink, gram / shrink**2
     missing, terms = _missing(gram), 1  # the cubic first, as the septic turns negative at 1.6

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from certkit.config import Images, Language, Run, TrainingConfig
 from certkit.data import Dataset, load
-from certkit.errors import ConfigError
+from certkit.errors import ConfigError, one_line
 from certkit.text import Tokens, load_text
 from certkit.training.augment import Change
 
@@ -80,7 +80,10 @@ class ImageTask:
         dtype = torch.float64 if run.training.precision == "float64" else torch.float32
         images, labels = training.images.to(device, dtype), training.labels.to(device)
         held = None
-        if count := round(run.data.validation * len(labels)):
+        if run.data.validation:
+            count = round(run.data.validation * len(labels))
+            if not 0 < count < len(labels):
+                raise ConfigError(f"data.validation {run.data.validation:g} of {len(labels)} samples holds out {count}")
             # One order for every seed: the held-out samples are the same in all runs that are compared.
             order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).to(device)
             held = images[order[:count]], labels[order[:count]]
@@ -131,7 +134,8 @@ class TextTask:
     def of(cls, run: Run, training: Tokens, testing: Tokens, context: int, device: str) -> TextTask:
         """The task on these texts; the end of the training text is set apart for validation."""
         held = None
-        if count := round(run.data.validation * len(training.ids)):
+        if run.data.validation:
+            count = round(run.data.validation * len(training.ids))
             kept = len(training.ids) - count
             training, held = replace(training, ids=training.ids[:kept]), replace(training, ids=training.ids[kept:])
         return cls(run.training, training, testing, held, context, device)
@@ -164,6 +168,10 @@ class TextTask:
 
 def task_of(run: Run, device: str) -> ImageTask | TextTask:
     """The task that a run names, its data read. Raises DataError for what is missing, ConfigError where it does not fit."""
+    if run.data.train == run.data.test:
+        raise ConfigError(
+            f"data.test {one_line(run.data.test)!r} is the training split; the test split is never trained on"
+        )
     if isinstance(run.model, Language):
         found = [
             load_text(run.data.name, split, tokenizer=run.data.tokenizer) for split in (run.data.train, run.data.test)
@@ -175,9 +183,12 @@ def task_of(run: Run, device: str) -> ImageTask | TextTask:
             )
         if run.training.loss != "cross-entropy":
             raise ConfigError(f"training.loss {run.training.loss!r} is for images; expected 'cross-entropy' for text")
-        return TextTask.of(run, found[0], found[1], run.model.context, device)
+        task = TextTask.of(run, found[0], found[1], run.model.context, device)
+        task.tested()  # raises for a text that is too short before anything is trained
+        return task
     training, testing = load(run.data.name, run.data.train), load(run.data.name, run.data.test)
-    _fits(run.model, training)
+    for data in (training, testing):
+        _fits(run.model, data)
     return ImageTask.of(run, training, testing, device)
 
 
