@@ -296,6 +296,21 @@ def test_attacks_that_failed_their_own_checks_get_a_footnote() -> None:
     assert "REFUTED:" not in Page(html).text
 
 
+def test_the_samples_that_were_audited_are_counted_not_those_asked_for() -> None:
+    def told(*rows: Row) -> tuple[str, ...]:
+        found = comparison(*rows, limit=7777)
+        return tuple(
+            " ".join(text.split()) for text in (page.table(found), markdown(found), Page(page.render(found)).text)
+        )
+
+    for text in told(row("a", {0.1: 0.9}, proved=(300, 340))):
+        assert "hare of 360 test samples that is right" in text
+        assert "7777" not in text
+    for text in told(row("a", {0.1: 0.9}, unproved=NO_RULE)):
+        assert "hare of the test samples that is right" in text
+        assert "7777" not in text
+
+
 # The table as text
 
 

@@ -68,6 +68,27 @@ def test_a_run_file_is_read(tmp_path: Path) -> None:
         ("model = {name = 'mlp', hidden = 3}", "run.toml: model.hidden: expected a list, got 3"),
         ("model = {name = 'mlp', patch = 2}", "run.toml: model.name 'mlp' has no setting 'model.patch'"),
         ("compare = {seeds = [0]}", "run.toml: compare.rows: expected a list, got a table"),
+        ("compare = {rows = []}", "run.toml: compare.rows: expected at least 1 entry"),
+        (
+            "compare = {seeds = [], rows = [{name = 'a', learning_rates = [1]}]}",
+            "run.toml: compare.seeds: expected at least 1 entry",
+        ),
+        (
+            f"compare = {{rows = [{{name = 'a', learning_rates = {[*range(1, 66)]}}}]}}",
+            "run.toml: compare.rows.0.learning_rates: expected at most 64 entries",
+        ),
+        (
+            "compare = {seeds = [0, 1, 0], rows = [{name = 'a', learning_rates = [1]}]}",
+            "run.toml: compare: seeds: 0 stands twice",
+        ),
+        (
+            "compare = {rows = [{name = 'a', learning_rates = [0.1, 1, 1e-1]}]}",
+            "run.toml: compare.rows.0: learning_rates: 0.1 stands twice",
+        ),
+        (
+            "compare = {rows = [{name = 'a', learning_rates = [1]}, {name = 'a', learning_rates = [2]}]}",
+            "run.toml: compare: rows: two rows are called 'a'",
+        ),
         ("data.name = 3", "run.toml: data.name: expected a text, got 3"),
         ("data.name = ['a']", "run.toml: data.name: expected a text, got a list"),
         ("model = 3", "run.toml: model: expected a table, got 3"),

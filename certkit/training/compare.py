@@ -21,7 +21,7 @@ from certkit.comparison import Comparison, CurvePoint, Proven, Row, Trial, best_
 from certkit.config import Contender, Language, ModelConfig, Run, changed
 from certkit.data import Dataset, load
 from certkit.errors import CertkitError, CheckpointError, ConfigError, RecordError, Refusal, one_line
-from certkit.files import digest, digest_file, save, write_atomic
+from certkit.files import check_folder, digest, digest_file, save, write_atomic
 from certkit.files import load as load_record
 from certkit.machine import THREADS, environment, provenance
 from certkit.models import build, create, describe
@@ -30,11 +30,12 @@ from certkit.records import Record, Sha256, radii
 from certkit.training.constraints import promise
 from certkit.training.distributed import World
 from certkit.training.faults import Diverged
+from certkit.training.keeper import METRICS
 from certkit.training.measure import proved_gains
 from certkit.training.state import STATE, fingerprint
 from certkit.training.stepper import Stepper
 from certkit.training.tasks import ImageTask, task_of
-from certkit.training.train import METRICS, Trained, made, train
+from certkit.training.train import Trained, made, train
 
 COMPARISON, TRIAL = "comparison.json", "trial.json"
 SHARED = ("steps", "batch")  # settings of training that decide how many samples are seen
@@ -107,6 +108,7 @@ def compare(
     out = Path(out)
     bases = _bases(run)
     samples = _samples(run, bases)
+    check_folder(out)
     jobs = list(_jobs(run, bases, samples, out, device, threads))
     trials: list[list[Trial]] = [[] for _ in bases]
     with bar("trials", len(jobs)) as progress:

@@ -90,7 +90,8 @@ def fit(
         keeper.finite(settings.steps)
         keeper.flush(history)
     except Diverged as fault:
-        raise Diverged(f"{fault}; lower training.learning_rate{keeper.kept(history)}") from None
+        where = "" if " at step " in str(fault) else f" at step {history.step}"
+        raise Diverged(f"{fault}{where}; lower training.learning_rate{keeper.kept(history)}") from None
     return history
 
 

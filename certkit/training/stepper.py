@@ -205,10 +205,9 @@ class Stepper:
 
     def _check(self) -> None:
         """Raises Diverged for the first weight that is not finite."""
-        norms = torch._foreach_norm(
-            [weight.detach() for _, weight in self.named]
-        )  # also infinite where squares overflow
-        if norms and not math.isfinite(sum(norms).item()):
+        held = [weight.detach() for _, weight in self.named]
+        norms = torch._foreach_norm(held)  # of a finite weight infinite too, where squares overflow
+        if norms and not finite(torch.stack(norms)):
             for name, weight in self.named:
                 if not finite(weight):
                     raise Diverged(f"training: weight {name} is no longer finite")
