@@ -21,7 +21,7 @@ from certkit.comparison import Comparison, Row
 from certkit.errors import one_line
 from certkit.records import Eps
 
-from .comparison_numbers import course, finished, mean, radii_of, refuted, shares, tried
+from .comparison_numbers import audited, course, finished, mean, radii_of, refuted, shares, tried
 from .comparison_text import cut
 from .figures import framed, label
 from .svg import INKS, draw
@@ -232,7 +232,7 @@ def _bars(comparison: Comparison, every: Sequence[Eps], name: str) -> str:
             axes.set_xticks([0, 25, 50, 75, 100])
             axes.set_yticks(range(len(rows)) if panel == 0 else [])
             axes.set_yticklabels([f"@{i}@" for i in range(len(rows))] if panel == 0 else [], color=INKS["ink"])
-            label(axes, x=f"% of {comparison.limit} test samples", y=f"L2 eps {one_line(eps.text, 24)}")
+            label(axes, x=f"% of {audited(comparison)}", y=f"L2 eps {one_line(eps.text, 24)}")
             for i, row in enumerate(rows):
                 _bar(axes, i, row, shares(row, eps))
 
