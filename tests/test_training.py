@@ -567,6 +567,13 @@ def test_batches_never_hold_a_held_out_sample() -> None:
     assert all(image.numpy().tobytes() in kept for image in images)
 
 
+def test_a_bound_that_is_lost_on_the_way_is_divergence(tmp_path: Path) -> None:
+    run = small("training.optimizer=adamw", "training.constraint=none", "training.learning_rate=1e30")
+    with pytest.raises(Diverged, match=r" at step \d+.*; lower training.learning_rate$"):
+        certkit.train(run, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_a_compiled_network_trains_like_the_plain_one(tmp_path: Path) -> None:
     plain, compiled = (fitted(small("training.steps=3", f"training.compile={v}"))[1] for v in ("false", "true"))

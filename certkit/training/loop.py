@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from certkit.config import Run, TrainingConfig
-from certkit.errors import ConfigError
+from certkit.errors import ConfigError, Refusal
 from certkit.progress import bar
 from certkit.training import losses
 from certkit.training.distributed import World
@@ -61,7 +61,7 @@ def fit(
             for step in range(history.step, settings.steps):
                 line: Line | None = None
                 if step % settings.refresh == 0:
-                    gain = _gain(model, task, settings, device)
+                    gain = _gain(model, task, settings, device, step)
                     line = _measured(model, task, stepper, history, step)
                 x, y = task.batch(generator, part)
                 model.zero_grad()
@@ -120,12 +120,17 @@ def schedule(settings: TrainingConfig, step: int) -> float:
     return rising * falling
 
 
-def _gain(model: nn.Module, task: Task, settings: TrainingConfig, device: torch.device) -> Tensor | None:
-    """The bound that the loss needs, if it needs one."""
+def _gain(model: nn.Module, task: Task, settings: TrainingConfig, device: torch.device, step: int) -> Tensor | None:
+    """The bound that the loss needs, if it needs one. What had a bound at first and has none later has diverged."""
     if settings.loss == "cross-entropy":
         return None
     assert isinstance(task, ImageTask)
-    gain = proved_gains(model, tuple(task.training.images.shape[1:]), task.training.box).to(device)
+    try:
+        gain = proved_gains(model, tuple(task.training.images.shape[1:]), task.training.box).to(device)
+    except Refusal as refusal:
+        if step == 0:
+            raise
+        raise Diverged(f"training: no bound is left at step {step} ({refusal})") from None
     if not bool((gain + torch.eye(len(gain), device=device) > 0).all()):
         raise ConfigError(
             f"training.loss {settings.loss} asks for margins, but two logits of this network cannot part (a last layer of "
