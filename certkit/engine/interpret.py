@@ -13,8 +13,8 @@ from certkit.bounds.ledger import Ledger, Matrix, Pairs, pair_gains
 from certkit.bounds.number import Up
 from certkit.bounds.spectral import absolute_sums, largest, row_differences, up
 from certkit.engine.execute import aten
-from certkit.engine.operators import argument, read
 from certkit.engine.program import Program, check_value
+from certkit.engine.readers import argument, read
 from certkit.engine.reading import Graph, Reading, array
 from certkit.errors import RecordError, Refusal
 

@@ -1,0 +1,45 @@
+"""The table of readers: for each ATen operator, which rule covers it and what that rule must know.
+
+A reader looks at one node of the graph and measures its weights; it never decides a bound. An operator without a reader
+is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.fx import Node
+
+from certkit.engine.program import REMEDY, module_path, operator_name
+from certkit.engine.reading import Graph, Reading
+from certkit.errors import NoRule
+
+Reader = Callable[[Node, Graph], Reading]
+READERS: dict[Any, Reader] = {}
+
+
+def reads(*targets: Any) -> Callable[[Reader], Reader]:
+    """Enter a reader for some operators."""
+
+    def enter(reader: Reader) -> Reader:
+        for target in targets:
+            READERS[target] = reader
+        return reader
+
+    return enter
+
+
+def read(node: Node, graph: Graph) -> Reading:
+    """What the node's rule must know. Raises NoRule, naming operator, module and remedy, when no reader covers it."""
+    if node.target not in READERS:
+        raise NoRule(
+            f"{module_path(node)}: no rule for {operator_name(node)}; certkit refuses what it cannot bound. "
+            f"To certify this model, {REMEDY}"
+        )
+    return READERS[node.target](node, graph)
+
+
+def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument of a node, given by position or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
