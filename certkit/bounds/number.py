@@ -112,6 +112,16 @@ class Interval:
         return Up(max(_UP.abs(self.low), _UP.abs(self.high)))
 
 
+def least(*numbers: Up) -> Up:
+    """The smallest of several bounds of one thing: any of them may be taken."""
+    return min(numbers)
+
+
+def most(*numbers: Up) -> Up:
+    """The largest of several bounds."""
+    return max(numbers)
+
+
 ZERO = Up(Decimal(0))
 ONE = Up(Decimal(1))
 
