@@ -49,7 +49,8 @@ class Interpreter:
             weights = (fixed or {}).get(node.name)
             check_value(node, self.program.dtype)
             reading = read(node, graph) if weights is None else fixed_reading(node, graph, weights)
-            graph.step(reading.rule, node, reading.inputs, reading.attributes, reading.evidence)
+            if reading is not None:  # else what reads the value takes it in, as a softmax its mask
+                graph.step(reading.rule, node, reading.inputs, reading.attributes, reading.evidence)
         return Ledger(arithmetic, tuple(graph.steps), self.program.output.name, self._pairs(graph))
 
     def _pairs(self, graph: Graph) -> Pairs:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from certkit.engine.program import REMEDY, module_path, operator_name
 from certkit.engine.readers.table import READERS, argument, reads
@@ -114,12 +121,42 @@ def split(node: Node, graph: Graph) -> Reading:
     )
 
 
+@reads(aten.unbind.int)
+def unbind(node: Node, graph: Graph) -> Reading:
+    # As for split, the tuple stands for the whole value; its elements lack the axis.
+    (x, *_) = node.args
+    rank = len(graph.shape(x))
+    if argument(node, 1, "dim", 0) % rank == 0:
+        raise Refusal(f"{module_path(node)}: {operator_name(node)} takes the batch axis apart; that has no rule")
+    return Reading("part", [graph.name(x)], {"shape": list(graph.shape(x)), "axes": list(range(rank))}, {})
+
+
 @reads(operator.getitem)
 def piece(node: Node, graph: Graph) -> Reading:
     source = node.args[0]
-    if not isinstance(source, Node) or READERS.get(source.target) is not split:
+    reader = READERS.get(source.target) if isinstance(source, Node) else None
+    if not isinstance(source, Node) or reader not in (split, unbind):
         raise NoRule(f"{module_path(node)}: no rule for an element of {getattr(source, 'target', source)}; {REMEDY}")
-    return graph.reading("part", node, [source], {"axes": list(range(len(graph.shape(node))))}, {})
+    axes = list(range(len(graph.shape(node)) + (reader is unbind)))
+    if reader is unbind:
+        axes.remove(argument(source, 1, "dim", 0) % len(axes))
+    return graph.reading("part", node, [source], {"axes": axes}, {})
+
+
+@reads(aten.stack.default)
+def stack(node: Node, graph: Graph) -> Reading:
+    parts: Any = node.args[0]
+    shape = graph.shape(node)
+    axis = argument(node, 1, "dim", 0) % len(shape)
+    if axis == 0:
+        raise Refusal(f"{module_path(node)}: joining along the batch axis has no rule")
+    slab = (*shape[:axis], 1, *shape[axis + 1 :])
+    names = []
+    for number, part in enumerate(parts):
+        name = graph.operand(node, part, shape=graph.shape(part))
+        attributes = {"shape": list(slab), "groups": view_groups(graph.shape(part), slab)}
+        names.append(graph.step("relabel", node, [name], attributes, {}, suffix=f"part{number}"))
+    return Reading("join", names, {**graph.attributes(node), "axis": axis}, {})
 
 
 @reads(aten.cat.default)
@@ -155,3 +192,133 @@ def _sorted_halves(parts: Any, axis: int, graph: Graph) -> Node | None:
     rank = len(graph.shape(whole))
     halves = graph.shape(a)[axis] == graph.shape(b)[axis] and graph.shape(a)[axis] * 2 == graph.shape(whole)[axis]
     return whole if argument(source, 2, "dim", 0) % rank == axis and halves else None
+
+
+# --- Entries that are moved, repeated or padded: the operator itself tells where each one goes. -----------------------
+
+# Which argument names axes: the batch axis must not be among them.
+_NAMED_AXES: dict[Any, tuple[tuple[int, str], ...]] = {
+    aten.roll.default: ((2, "dims"),),
+    aten.flip.default: ((1, "dims"),),
+    aten.rot90.default: ((2, "dims"),),
+    aten.index_select.default: ((1, "dim"),),
+    aten.gather.default: ((1, "dim"),),
+    aten.unfold.default: ((1, "dimension"),),
+    aten.diagonal.default: ((2, "dim1"), (3, "dim2")),
+    aten.repeat_interleave.self_int: ((2, "dim"),),
+}
+_DEFAULT_AXES: dict[Any, Any] = {
+    (aten.diagonal.default, "dim1"): 0,
+    (aten.diagonal.default, "dim2"): 1,
+    (aten.rot90.default, "dims"): [0, 1],
+}
+Route = tuple[list[int], list[int], int, int]
+
+
+@reads(
+    *_NAMED_AXES,
+    aten.repeat.default,
+    aten.tile.default,
+    aten.index.Tensor,
+    aten.pad.default,
+    aten.constant_pad_nd.default,
+    aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default,
+    aten.channel_shuffle.default,
+    aten.im2col.default,
+    aten.upsample_nearest1d.vec,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_nearest1d.default,
+    aten.upsample_nearest2d.default,
+)
+def copies(node: Node, graph: Graph) -> Reading:
+    (x, *_) = node.args
+    before, after = graph.shape(x), graph.shape(node)
+    if any(graph.depends(other) for other in node.all_input_nodes if other is not x):
+        raise NoRule(
+            f"{module_path(node)}: no rule for {operator_name(node)} at places that depend on the input; {REMEDY}"
+        )
+    if before[0] != 1 or after[0] != 1 or 0 in _axes_named(node, len(before)):
+        raise Refusal(f"{module_path(node)}: {operator_name(node)} moves the batch axis; that has no rule")
+    sources, fill = _sources(node, graph, before)
+    attributes: dict[str, Any] = {"routes": [list(route) for route in routes(sources, before)]}
+    evidence: dict[str, float] = {}
+    if fill.size:
+        attributes |= {"low": float(fill.min()), "high": float(fill.max())}
+        evidence["fill"] = float(np.abs(fill).max())
+        if graph.arithmetic == "float32":
+            evidence["rounding"] = float(np.abs(fill - fill.astype(np.float32)).max())
+    return graph.reading("copies", node, [x], attributes, evidence)
+
+
+def _axes_named(node: Node, rank: int) -> set[int]:
+    """The axes that the node's arguments name; 0 among them also where it names none and takes the whole value apart."""
+    found: set[int] = set()
+    if node.target is aten.index.Tensor:
+        indices: Any = node.args[1]
+        return {axis for axis, index in enumerate(indices) if index is not None}
+    for position, name in _NAMED_AXES.get(node.target, ()):
+        named: Any = argument(node, position, name, _DEFAULT_AXES.get((node.target, name)))
+        axes = named if isinstance(named, (list, tuple)) else [named]
+        found |= {0 if axis is None else int(axis) % rank for axis in axes} or {0}
+    return found
+
+
+def _sources(node: Node, graph: Graph, before: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """For each output entry the number of the input entry that it is, or −1; and the constants that stand at −1.
+
+    The node is run on the numbers 0, 1, .. and again on these plus their count: what moved grows by the count.
+    """
+    x, count = node.args[0], int(np.prod(before))
+    runs = []
+    for offset in (0, count):
+        numbers = torch.arange(offset, offset + count, dtype=torch.float64).reshape(before)
+
+        def value(operand: Node, numbers: Tensor = numbers) -> Tensor:
+            return numbers if operand is x else graph.constants[operand]
+
+        assert callable(node.target)
+        runs.append(node.target(*map_arg(node.args, value), **map_arg(node.kwargs, value)).numpy())
+    first, second = runs
+    moved, still = second - first == count, second == first
+    if not (moved | still).all() or first.shape != graph.shape(node):
+        raise Refusal(f"{module_path(node)}: {operator_name(node)} does more than to move entries; that has no rule")
+    return np.where(moved, first, -1).astype(np.int64), first[still]
+
+
+MAX_WORK = 1 << 23  # beyond, only the norms that matter most are looked at
+
+
+def routes(sources: NDArray[np.int64], before: tuple[int, ...], within: Sequence[int] = ()) -> list[Route]:
+    """For sets of output axes: the fewest input axes that hold what stands along them, and how often an entry repeats.
+
+    ``sources`` holds numbers of input entries, −1 for none; its axes ``within`` count as part of every set, and are the
+    last ones. Each route is (input axes, output axes, copies, filled), as the rules read it.
+    """
+    axes = range(1, sources.ndim - len(within))
+    sets = [chosen for size in range(len(axes) + 1) for chosen in itertools.combinations(axes, size)]
+    if sources.size * len(sets) > MAX_WORK:
+        sets = [(), *((axis,) for axis in axes), tuple(axes)]
+    valid = sources >= 0
+    places = np.unravel_index(np.where(valid, sources, 0), before)
+    found: list[Route] = []
+    for chosen in dict.fromkeys(sets):
+        over = (*chosen, *within)
+        if not over:
+            found.append(([], [], 1, int((~valid).any())))
+            continue
+        varying = []
+        for axis in range(1, len(before)):
+            low = np.where(valid, places[axis], before[axis]).min(axis=over)
+            high = np.where(valid, places[axis], -1).max(axis=over)
+            if bool((low < high).any()):
+                varying.append(axis)
+        fibres = np.moveaxis(sources, over, range(-len(over), 0)).reshape(
+            -1, math.prod(sources.shape[axis] for axis in over)
+        )
+        ordered = np.sort(fibres, axis=1)
+        repeats = 1
+        while bool(((ordered[:, repeats:] == ordered[:, :-repeats]) & (ordered[:, repeats:] >= 0)).any()):
+            repeats += 1
+        found.append((varying, list(chosen), repeats, int((fibres < 0).sum(axis=1).max())))
+    return found

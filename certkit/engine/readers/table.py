@@ -1,13 +1,14 @@
 """The table of readers: for each ATen operator, which rule covers it and what that rule must know.
 
-A reader looks at one node of the graph and measures its weights; it never decides a bound. An operator without a reader
-is refused by name.
+A reader looks at one node of the graph and measures its weights; it never decides a bound. It gives None for a value
+without a bound of its own, such as scores masked with minus infinity, when every reader of that value takes it in. An
+operator without a reader is refused by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.fx import Node
 
@@ -15,14 +16,15 @@ from certkit.engine.program import REMEDY, module_path, operator_name
 from certkit.engine.reading import Graph, Reading
 from certkit.errors import NoRule
 
-Reader = Callable[[Node, Graph], Reading]
+Reader = Callable[[Node, Graph], Reading | None]
+R = TypeVar("R", bound=Reader)
 READERS: dict[Any, Reader] = {}
 
 
-def reads(*targets: Any) -> Callable[[Reader], Reader]:
+def reads(*targets: Any) -> Callable[[R], R]:
     """Enter a reader for some operators."""
 
-    def enter(reader: Reader) -> Reader:
+    def enter(reader: R) -> R:
         for target in targets:
             READERS[target] = reader
         return reader
@@ -30,7 +32,7 @@ def reads(*targets: Any) -> Callable[[Reader], Reader]:
     return enter
 
 
-def read(node: Node, graph: Graph) -> Reading:
+def read(node: Node, graph: Graph) -> Reading | None:
     """What the node's rule must know. Raises NoRule, naming operator, module and remedy, when no reader covers it."""
     if node.target not in READERS:
         raise NoRule(
