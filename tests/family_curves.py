@@ -82,7 +82,6 @@ CASES: dict[str, tuple[Case, ...]] = {
     "leaky-relu": (
         of_map(F.leaky_relu),
         of_map(functools.partial(F.leaky_relu, negative_slope=-3.0), "turned up"),
-        Case("prelu", (3,), of(lambda net, x: F.prelu(x, net.w), w=(1,))),
     ),
     "clamp": (
         of_map(lambda x: x.clamp(-0.3, 0.9)),

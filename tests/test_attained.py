@@ -269,7 +269,7 @@ MUTANTS = [
     (linear, "mean", "joint = x.within(axes | averaged)", "joint = x.within(averaged)"),
     (linear, "mean", "Up.of(entries).sqrt() * n / entries", "n / entries"),
     (pointwise, "larger-or-smaller", "(p * p + q * q).sqrt()", "max(p, q)"),
-    (shape, "join", "_root_of_squares(c) if axis in axes else max(c)", "max(c)"),
+    (shape, "join", "_root_of_squares(c) if axis in axes else most(*c)", "most(*c)"),
     (shape, "part", "after = frozenset(new for new, old in enumerate(origin) if old in axes)", "after = frozenset(range(1, len(shape)))"),
     (shape, "relabel", "norms[after] = x.within(before)", "norms[frozenset(range(1, len(shape)))] = x.within(frozenset())"),
     *(mutant for family in FAMILIES for mutant in family.MUTANTS),
