@@ -90,7 +90,8 @@ def certify(
         attention=attention,
         agreement=agreement,
         assumptions=(
-            f"exp, erf and tanh of the float64 centre are accurate to {ELEMENTARY_ULPS} units in the last place",
+            "exp, expm1, log, log1p, pow, sin, cos, erf and tanh of the float64 centre are accurate to "
+            f"{ELEMENTARY_ULPS} units in the last place",
             "torch.export captures the function that the module computes (checked on the evaluation samples)",
         ),
         table=File(name="certified.parquet", sha256=digest_file(out / "certified.parquet")),
