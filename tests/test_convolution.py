@@ -27,6 +27,7 @@ from certkit.bounds.convolution import (
     live,
     turns,
 )
+from certkit.bounds.spectral import spectral_norm
 from certkit.data import load
 from certkit.engine.direct import convolve
 from certkit.engine.interpret import Interpreter
@@ -396,3 +397,44 @@ def test_a_small_convolutional_network_certifies_end_to_end(norm: Any, tmp_path:
     assert found.clean.count >= 48
     assert found.certified[0].certified.count >= 20
     assert {"convolution", "window-max", "linear"} <= {step["rule"] for step in found.ledger["steps"]}
+
+
+def test_windows_that_hold_their_entries_at_different_places_are_not_averaged_place_by_place() -> None:
+    # Two windows over one entry: each holds it, at another place, and without counting padding each is that entry.
+    module = nn.Sequential(nn.AvgPool2d(2, stride=1, padding=1, count_include_pad=False), nn.Flatten())
+    proof = prove(module.eval(), (1, 1, 1))
+    node, step = proof.nodes[-1]
+    slope = float(
+        torch.linalg.matrix_norm(proof.jacobians(node, torch.zeros(1, 1, 1, 1, dtype=torch.float64))[0], ord=2)
+    )
+    assert slope == 2.0
+    assert step.bound.within(step.bound.axes).gain.to_float() >= slope
+
+
+def test_a_point_that_average_pooling_flips_inside_its_radius_is_not_certified() -> None:
+    layers = nn.Sequential(
+        nn.Conv2d(1, 1, 4, bias=False),
+        nn.AvgPool2d(2, stride=1, padding=1, count_include_pad=False),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    )
+    with torch.no_grad():
+        layers[0].weight.fill_(0.25)
+        layers[3].weight.copy_(torch.stack([torch.ones(4), -torch.ones(4)]))
+        layers[3].bias.copy_(torch.tensor([-7.5, 7.5]))
+    gain = prove(layers.double().eval(), (1, 4, 4), box=(0.0, 1.0)).ledger.pairs.gain[0][1].to_float()
+    assert 8 <= gain <= 8 * (1 + 1e-9)
+    x = torch.full((1, 1, 4, 4), 0.5, dtype=torch.float64)
+    margin = float((layers(x)[0, 0] - layers(x)[0, 1]).detach())
+    assert float(layers(x - 0.05625).detach()[0, 0] - layers(x - 0.05625).detach()[0, 1]) < 0
+    assert margin / gain < 0.225
+
+
+def test_float32_arrays_are_measured_as_float64() -> None:
+    w = np.random.default_rng(0).standard_normal((300, 200)).astype(np.float32)
+    assert spectral_norm(w) == spectral_norm(w.astype(np.float64)) >= float(np.linalg.norm(w.astype(np.float64), 2))
+
+
+def test_a_pad_of_the_batch_is_refused() -> None:
+    with pytest.raises(Refusal):
+        prove(Net(lambda net, x: F.pad(x, (0, 0, 1, -1))), (2,))

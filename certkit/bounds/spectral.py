@@ -47,6 +47,7 @@ def _scaled(matrix: Array) -> tuple[Array, float]:
 
 def _sums(values: Array, axis: int | None) -> Array:
     """Upper bounds of sums of non-negative numbers, whatever the order of summation."""
+    values = np.asarray(values, dtype=np.float64)
     count = values.size if axis is None else values.shape[axis]
     return np.asarray(np.nextafter(np.sum(values, axis=axis) * (1 + _gamma(count + 2)), np.inf))
 
@@ -58,7 +59,7 @@ def frobenius(matrix: Array) -> float:
 
 def euclidean(matrix: Array, axis: int) -> Array:
     """The l2 norm along one axis, as upper bounds. Squares that underflow are covered by the last term."""
-    scaled, power = _scaled(matrix)
+    scaled, power = _scaled(np.asarray(matrix, dtype=np.float64))
     if power == 0.0:
         return np.zeros(np.delete(matrix.shape, axis))
     roots = np.nextafter(np.sqrt(_sums(scaled * scaled * (1 + 2 * U), axis)), np.inf)
@@ -85,12 +86,13 @@ def remembered(name: str, matrix: Array, words: str, prove: Callable[[], float])
     content = hashlib.sha256(f"{name} {matrix.shape} {words} ".encode())
     content.update(np.ascontiguousarray(matrix).data if matrix.size else b"")
     key = content.digest()
-    if key not in _KNOWN:
+    found = _KNOWN.get(key)
+    if found is None:
         found = prove()
         while len(_KNOWN) >= KEPT:
             _KNOWN.pop(next(iter(_KNOWN)), None)
         _KNOWN[key] = found
-    return _KNOWN[key]
+    return found
 
 
 def spectral_norm(matrix: Array) -> float:
@@ -102,6 +104,7 @@ def spectral_norm(matrix: Array) -> float:
     """
     if matrix.ndim != 2:
         raise ValueError(f"a spectral norm is taken of a matrix, got shape {matrix.shape}")
+    matrix = np.asarray(matrix, dtype=np.float64)  # products of float32 would round by more than is charged for
     return remembered("spectral", matrix, "", lambda: _spectral_norm(matrix))
 
 

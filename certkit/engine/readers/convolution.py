@@ -141,7 +141,8 @@ def _mean(node: Node, graph: Graph, windows: list[Places], *, count_padding: boo
     places = [routes(sources[..., place], before) for place in range(terms)]
     # One place at a time: the widest read and the largest count of any place. Where windows are of several lengths, the
     # mean is one of vectors over A only if A stays at one position.
-    even = count_padding or all(len(set((at >= 0).sum(axis=1))) == 1 for at in windows)
+    # Place by place only where every window holds all its places: two windows of one entry each may hold it at different ones.
+    even = count_padding or all(bool((at >= 0).all()) for at in windows)
     single = [
         [sorted(set().union(*(same[0] for same in alike))), alike[0][1], max(same[2] for same in alike), 0]
         for alike in zip(*places, strict=True)

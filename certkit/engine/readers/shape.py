@@ -254,6 +254,9 @@ def copies(node: Node, graph: Graph) -> Reading:
 def _axes_named(node: Node, rank: int) -> set[int]:
     """The axes that the node's arguments name; 0 among them also where it names none and takes the whole value apart."""
     found: set[int] = set()
+    if node.target in (aten.pad.default, aten.constant_pad_nd.default):
+        given: Any = node.args[1]
+        return {rank - 1 - place // 2 for place, extent in enumerate(given) if extent}
     if node.target is aten.index.Tensor:
         indices: Any = node.args[1]
         return {axis for axis, index in enumerate(indices) if index is not None}
