@@ -70,10 +70,10 @@ class Proof:
 
     @property
     def nodes(self) -> list[tuple[Node, Step]]:
-        """The graph's input and operators with their steps; tuples and constants have no value of their own."""
+        """The graph's input and operators with their steps; tuples, constants and what a reader takes in have none."""
         steps = {step.node: step for step in self.ledger.steps}
         found = [self.program.input, *self.program.nodes]
-        return [(node, steps[node.name]) for node in found if isinstance(node.meta.get("val"), Tensor)]
+        return [(n, steps[n.name]) for n in found if n.name in steps and isinstance(n.meta.get("val"), Tensor)]
 
     def last(self, rule: str) -> tuple[Node, Step]:
         """The last operator that a rule covers."""

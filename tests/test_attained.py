@@ -12,61 +12,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from certkit.bounds.bound import Axes, Bound
+from certkit.bounds.bound import Bound
 from certkit.bounds.number import Interval, Up
 from certkit.bounds.rules import RULES, attention, linear, pointwise, shape
 from certkit.bounds.rules.registry import Facts
 from certkit.engine.program import Program, export
+from tests.attained import Attained, flat, mapped, matrix
 from tests.laws import NORMS, contained, norms_of, proof_of
-from tests.modules import BOX, CASES, NOISE, Net, maxmin, prove, size, slopes
-
-
-@dataclass(frozen=True, eq=False)
-class Attained:
-    """At ``x`` the slope of the rule's value meets its gain, and at ``largest`` its norm meets its size."""
-
-    rule: str
-    module: nn.Module
-    x: Any
-    norm: str = "l2"
-    box: tuple[float, float] = BOX
-    axes: Axes | None = None
-    largest: Any = None
-    fixed: Tensor | None = None
-    tight: float = 1e-9
-
-    @functools.cached_property
-    def program(self) -> Program:
-        return export(self.module, tuple(torch.as_tensor(self.x).shape))
-
-    def check(self) -> None:
-        at = torch.as_tensor(self.x, dtype=torch.float64)
-        proof = prove(self.program, tuple(at.shape), box=self.box, norm=self.norm, fixed=self.fixed)
-        node, step = proof.last(self.rule)
-        axes = step.bound.axes if self.axes is None else self.axes
-        reach = step.bound.within(axes)
-        found = [(slopes(proof.jacobians(node, at[None]), step.bound.shape, axes, self.norm), reach.gain)]
-        if self.largest is not None:
-            value = proof.values(node, torch.as_tensor(self.largest, dtype=torch.float64)[None])
-            found.append((size(value, axes), reach.size))
-        for measured, stated in found:
-            assert float(measured[0]) <= stated.to_float() * (1 + NOISE)
-            assert float(measured[0]) >= stated.to_float() * (1 - self.tight) - 1e-150  # the last for underflow alone
-
-
-def flat(forward: Callable[[Tensor], Tensor]) -> Net:
-    return Net(lambda net, x: forward(x).flatten(1))
-
-
-def matrix(*rows: tuple[float, ...]) -> Tensor:
-    return torch.tensor(rows)
-
-
-def mapped(w: Tensor, b: Tensor | None = None) -> Net:
-    return Net(lambda net, x: F.linear(x, w, b).flatten(1))
+from tests.modules import BOX, Net, maxmin, prove
+from tests.table import CASES, FAMILIES
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,6 +195,9 @@ ATTAINED: dict[str, tuple[Attained | HeldConstant, ...]] = {
     ),
 }
 
+for _family in FAMILIES:
+    ATTAINED |= _family.ATTAINED
+
 
 def test_every_rule_has_an_attained_case() -> None:
     assert ATTAINED.keys() == RULES.keys()
@@ -309,9 +269,10 @@ MUTANTS = [
     (linear, "mean", "joint = x.within(axes | averaged)", "joint = x.within(averaged)"),
     (linear, "mean", "Up.of(entries).sqrt() * n / entries", "n / entries"),
     (pointwise, "larger-or-smaller", "(p * p + q * q).sqrt()", "max(p, q)"),
-    (shape, "join", "_root_of_squares(c) if axis in axes else max(c)", "max(c)"),
+    (shape, "join", "_root_of_squares(c) if axis in axes else most(*c)", "most(*c)"),
     (shape, "part", "after = frozenset(new for new, old in enumerate(origin) if old in axes)", "after = frozenset(range(1, len(shape)))"),
     (shape, "relabel", "norms[after] = x.within(before)", "norms[frozenset(range(1, len(shape)))] = x.within(frozenset())"),
+    *(mutant for family in FAMILIES for mutant in family.MUTANTS),
 ]  # fmt: skip
 
 

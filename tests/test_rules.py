@@ -20,7 +20,8 @@ from certkit.bounds.rules import RULES, why
 from certkit.engine.execute import centres
 from certkit.engine.program import export
 from tests.laws import NORMS, climbed, contained, module_of, norms_of, program_of, proof_of
-from tests.modules import BOX, CASES, Case, MultiHead, Net, points, prove, slopes, weights
+from tests.modules import BOX, Case, MultiHead, Net, points, prove, slopes, weights
+from tests.table import CASES
 
 SEEDS = (0, 1)
 every_case = pytest.mark.parametrize(

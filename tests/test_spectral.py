@@ -48,6 +48,12 @@ FAMILIES: dict[str, Callable[[np.random.Generator], Array]] = {
 families = pytest.mark.parametrize("family", FAMILIES)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test proves its norms anew, as some of them change how."""
+    monkeypatch.setattr(spectral, "_KNOWN", {})
+
+
 def samples(family: str, count: int = 6) -> Iterator[Array]:
     for seed in range(count):
         yield FAMILIES[family](np.random.default_rng(seed))
@@ -118,6 +124,55 @@ def test_an_orthogonal_768x768_is_1_to_a_billionth() -> None:
     q = orthogonal(np.random.default_rng(0), 768)
     slack = np.abs(q.T @ q - np.eye(768)).sum(1).max()  # |q'q - I| <= its l1 norm: how far q itself is from 1
     assert 1 - slack <= spectral_norm(q) <= 1 + 1e-9
+
+
+def test_a_large_matrix_is_proved_to_a_billionth_from_a_few_lanczos_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(scipy.linalg, "eigvalsh", lambda *args, **kwargs: pytest.fail("the guess was not good enough"))
+    flat = np.linalg.qr(rng.normal(size=(1300, 300)))[0]
+    for matrix in (flat, flat.astype(np.float32).astype(float), rng.normal(size=(1300, 300)), np.ones((700, 250))):
+        truth = float(np.linalg.svd(matrix, compute_uv=False)[0])
+        for given in (matrix, matrix.T):
+            assert truth * (1 - 1e-13) <= spectral_norm(given) <= truth * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("guess", [None, 0.0, 1e-3, math.nan])
+def test_a_wrong_lanczos_guess_costs_time_and_never_soundness(
+    guess: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spectral, "_lanczos", lambda gram: guess)
+    matrix = np.random.default_rng(1).normal(size=(260, 200))
+    truth = float(np.linalg.svd(matrix, compute_uv=False)[0])
+    assert truth * (1 - 1e-13) <= spectral_norm(matrix) <= truth * (1 + 1e-9)
+
+
+def test_a_product_in_blocks_of_rows_is_the_product_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    matrix = rng.normal(size=(40, 5))
+    monkeypatch.setattr(spectral, "ROWS", 7)
+    gram, terms = spectral._gram(matrix, 4.0)
+    np.testing.assert_allclose(gram, matrix.T @ matrix / 16, rtol=1e-13)
+    assert terms == 7 + 6
+    with mpmath.workdps(50):
+        assert true_norm(matrix) <= mpmath.mpf(spectral_norm(matrix)) <= true_norm(matrix) * (1 + mpmath.mpf(10) ** -12)
+
+
+def test_a_norm_is_proved_once_per_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    proved: list[int] = []
+    original = spectral._spectral_norm
+    monkeypatch.setattr(spectral, "_spectral_norm", lambda m: proved.append(1) or original(m))
+    monkeypatch.setattr(spectral, "KEPT", 3)
+    a = np.arange(6.0).reshape(2, 3)
+    first = spectral_norm(a)
+    assert [spectral_norm(given) for given in (a.copy(), np.asfortranarray(a))] == [first, first]
+    assert len(proved) == 1
+    # Another shape, another sign of zero, another number: none is taken for it.
+    others = [a.reshape(3, 2), a - 0.0 * a, a + 1e-300, -a, a.T]
+    assert [spectral_norm(m) for m in others] == [original(m) for m in others]
+    assert len(spectral._KNOWN) == 3
+    spectral_norm(np.zeros((2, 3)))
+    a[0, 0] = 50.0
+    assert spectral_norm(a) >= 50.0
 
 
 @pytest.mark.parametrize(

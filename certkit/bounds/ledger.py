@@ -4,7 +4,7 @@
 
 Each step names an operator of the graph, the rule that covers it, the values it reads, its evidence and the bound. Here
 every rule is applied again to the stated evidence, and a bound that differs in one digit is refused. What the ledger
-cannot show is that the evidence was measured on this network: ``certkit audit`` computes it from the checkpoint.
+cannot show is that evidence and attributes are those of this network: for that, certify the checkpoint again.
 """
 
 from __future__ import annotations

@@ -111,6 +111,149 @@ class Interval:
         """The largest absolute value of an entry."""
         return Up(max(_UP.abs(self.low), _UP.abs(self.high)))
 
+    @classmethod
+    def at(cls, number: Up) -> Interval:
+        """The interval of one number."""
+        return cls(number.value, number.value)
+
+    @classmethod
+    def around(cls, size: Up) -> Interval:
+        """Every entry of absolute value up to ``size``."""
+        return cls(size.value.copy_negate() if size.value else size.value, size.value)
+
+    @classmethod
+    def upto(cls, size: Up) -> Interval:
+        """Every entry from 0 to ``size``."""
+        return cls(Decimal(0), size.value)
+
+    def widened(self, by: Up) -> Interval:
+        """All numbers no further than ``by`` from an entry."""
+        return self + Interval.around(by)
+
+    def meet(self, other: Interval) -> Interval:
+        """What lies in both. Raises ValueError when nothing does."""
+        return Interval(max(self.low, other.low), min(self.high, other.high))
+
+    def __str__(self) -> str:
+        """For messages: three digits of each end."""
+        low, high = (_UP.plus(end).normalize() for end in (self.low, self.high))  # which also makes 0 of -0
+        return f"[{low:.3g}, {high:.3g}]"
+
+    def holds(self, other: Interval) -> bool:
+        """Whether every entry of the other lies in this one."""
+        return self.low <= other.low and other.high <= self.high
+
+    def below(self, other: Interval) -> bool:
+        """Whether no entry exceeds any of the other."""
+        return self.high <= other.low
+
+    @property
+    def positive(self) -> bool:
+        """Whether every entry is above 0."""
+        return self.low > 0
+
+    @property
+    def nonzero(self) -> bool:
+        """Whether 0 lies outside."""
+        return self.low > 0 or self.high < 0
+
+    def closest(self) -> Interval:
+        """The smallest absolute value of an entry, as an interval of one point."""
+        near = Decimal(0) if self.low <= 0 <= self.high else min(self.low.copy_abs(), self.high.copy_abs())
+        return Interval(near, near)
+
+    # Images of increasing functions: each end is the function of that end, rounded outward. Decimal rounds exp and ln to
+    # nearest, so one digit is added.
+
+    def clamp(self, low: Interval | None = None, high: Interval | None = None) -> Interval:
+        """min(max(x, low), high), where the bounds need only be known to lie in intervals."""
+        ends = [self.low, self.high]
+        if low is not None:
+            ends = [max(ends[0], low.low), max(ends[1], low.high)]
+        if high is not None:
+            ends = [min(ends[0], high.low), min(ends[1], high.high)]
+        return Interval(*ends)
+
+    def exp(self) -> Interval:
+        """e^x. Raises ValueError beyond 10^(10^18)."""
+        try:
+            return Interval(max(_DOWN.next_minus(_DOWN.exp(self.low)), Decimal(0)), _UP.next_plus(_UP.exp(self.high)))
+        except DecimalOverflow:
+            raise ValueError(f"e^{self.high} is beyond every number that can be written down") from None
+
+    def log(self) -> Interval:
+        """The natural logarithm. Raises ValueError unless every entry is above 0."""
+        if not self.positive:
+            raise ValueError(f"the logarithm of a value in [{self.low}, {self.high}], which reaches 0, has no bound")
+        return Interval(_DOWN.next_minus(_DOWN.ln(self.low)), _UP.next_plus(_UP.ln(self.high)))
+
+    def sqrt(self) -> Interval:
+        """The square root. Raises ValueError for an entry below 0."""
+        if self.low < 0:
+            raise ValueError(f"the square root of a value in [{self.low}, {self.high}] is not real")
+        root = _DOWN.sqrt(self.low)
+        exact = _EXACT.multiply(root, root) <= self.low
+        return Interval(root if exact else _DOWN.next_minus(root), Up(self.high).sqrt().value)
+
+    def logistic(self) -> Interval:
+        """1 / (1 + e^-x)."""
+        return Interval(_logistic(self.low).low, _logistic(self.high).high)
+
+    def tanh(self) -> Interval:
+        """tanh x = 2 logistic(2x) - 1, which lies between 0 and x."""
+        two, minus = Interval(Decimal(2), Decimal(2)), Interval(Decimal(-1), Decimal(-1))
+        return ((self * two).logistic() * two + minus).meet(self.hull(Interval(Decimal(0), Decimal(0))))
+
+    def softplus(self) -> Interval:
+        """log(1 + e^x)."""
+        return Interval(_softplus(self.low).low, _softplus(self.high).high)
+
+    def reciprocal(self) -> Interval:
+        """1 / x. Raises ValueError when 0 lies inside."""
+        if not self.nonzero:
+            raise ValueError(f"the reciprocal of a value in [{self.low}, {self.high}], which holds 0, has no bound")
+        return Interval(_DOWN.divide(Decimal(1), self.high), _UP.divide(Decimal(1), self.low))
+
+    def power(self, exponent: int) -> Interval:
+        """x^n for n >= 1: even powers grow with |x|, odd ones with x."""
+        low, high = self.low, self.high
+        if exponent % 2 == 0:
+            low, high = self.closest().low, self.largest.value
+        down, up = (Interval(end, end) for end in (low, high))
+        for _ in range(exponent - 1):
+            down, up = down * Interval(low, low), up * Interval(high, high)
+        return Interval(down.low, up.high)
+
+
+_FAR = Decimal(10**6)  # e^-x beyond it is 0 for every purpose, and e^x need not be computed
+
+
+def _logistic(x: Decimal) -> Interval:
+    """1 / (1 + e^-x) at one point, an increasing function between 0 and 1."""
+    if abs(x) > _FAR:
+        far = Interval(-_FAR, -_FAR).exp().largest
+        return Interval.upto(far) if x < 0 else Interval(_DOWN.subtract(Decimal(1), far.value), Decimal(1))
+    one = Interval(Decimal(1), Decimal(1))
+    return (one + Interval(x.copy_negate(), x.copy_negate()).exp()).reciprocal()
+
+
+def _softplus(x: Decimal) -> Interval:
+    """log(1 + e^x) = max(x, 0) + log(1 + e^-|x|) at one point; the logarithm lies between 0 and e^-|x|."""
+    zero, one, size = Decimal(0), Interval(Decimal(1), Decimal(1)), x.copy_abs()
+    power = Interval(size.copy_negate(), size.copy_negate()).exp()
+    above = (one + power).log().meet(Interval.upto(power.largest))
+    return above + Interval(max(x, zero), max(x, zero))
+
+
+def least(*numbers: Up) -> Up:
+    """The smallest of several bounds of one thing: any of them may be taken."""
+    return min(numbers)
+
+
+def most(*numbers: Up) -> Up:
+    """The largest of several bounds."""
+    return max(numbers)
+
 
 ZERO = Up(Decimal(0))
 ONE = Up(Decimal(1))

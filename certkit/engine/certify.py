@@ -90,7 +90,7 @@ def certify(
         attention=attention,
         agreement=agreement,
         assumptions=(
-            f"exp, erf and tanh of the float64 centre are accurate to {ELEMENTARY_ULPS} units in the last place",
+            f"exp, log, pow, sin, erf, tanh and the like of the float64 centre are accurate to {ELEMENTARY_ULPS} units in the last place",
             "torch.export captures the function that the module computes (checked on the evaluation samples)",
         ),
         table=File(name="certified.parquet", sha256=digest_file(out / "certified.parquet")),
@@ -145,6 +145,8 @@ def _agreement(
     arithmetic = "float64" if program.dtype is torch.float64 else "float32"
     deployed = interpret(threat.norm, threat.box, arithmetic=arithmetic).pairs.error.to_float() / 2
     allowed = deployed + ledger.pairs.error.to_float() / 2
+    if own.shape != logits.shape:
+        raise Refusal(f"the module gives {own.shape} on {len(logits)} samples; expected one row of logits for each")
     difference = float(np.abs(own - logits).max(initial=0.0))
     if not difference <= allowed:
         worst = int(np.abs(own - logits).max(axis=1).argmax())

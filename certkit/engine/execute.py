@@ -1,6 +1,6 @@
 """The centre of a certificate: the exported graph executed in float64, sample by sample, by arithmetic that is known.
 
-Attention is written out, views are reshapes and clones do nothing, so that the operations are those whose rounding the
+Attention and convolutions are written out, views are reshapes and clones do nothing, so that the operations are those whose rounding the
 rules charge for.
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from certkit.engine.direct import CONVOLUTIONS, convolve
 from certkit.engine.program import Program
 
 aten = torch.ops.aten
@@ -64,6 +65,8 @@ def run(program: Program, x: Tensor, attend: Attend | None = None, watch: Watch 
             values[node] = attention(node, *args, **kwargs)
         elif node.target in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):
             values[node] = torch.reshape(args[0], args[1])
+        elif node.target in CONVOLUTIONS:
+            values[node] = convolve(node.target, *args)
         elif node.target in (aten.clone.default, aten.contiguous.default, aten.dropout.default):
             values[node] = args[0]
         else:

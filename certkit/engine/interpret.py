@@ -13,8 +13,8 @@ from certkit.bounds.ledger import Ledger, Matrix, Pairs, pair_gains
 from certkit.bounds.number import Up
 from certkit.bounds.spectral import absolute_sums, largest, row_differences, up
 from certkit.engine.execute import aten
-from certkit.engine.operators import argument, read
 from certkit.engine.program import Program, check_value
+from certkit.engine.readers import argument, read
 from certkit.engine.reading import Graph, Reading, array
 from certkit.errors import RecordError, Refusal
 
@@ -49,7 +49,8 @@ class Interpreter:
             weights = (fixed or {}).get(node.name)
             check_value(node, self.program.dtype)
             reading = read(node, graph) if weights is None else fixed_reading(node, graph, weights)
-            graph.step(reading.rule, node, reading.inputs, reading.attributes, reading.evidence)
+            if reading is not None:  # else what reads the value takes it in, as a softmax its mask
+                graph.step(reading.rule, node, reading.inputs, reading.attributes, reading.evidence)
         return Ledger(arithmetic, tuple(graph.steps), self.program.output.name, self._pairs(graph))
 
     def _pairs(self, graph: Graph) -> Pairs:

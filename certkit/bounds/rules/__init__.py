@@ -5,8 +5,22 @@ A rule is a pure function of its inputs' bounds and of facts: ``attributes`` rea
 be derived again without torch, without the model and without trusting whoever wrote it.
 """
 
-from certkit.bounds.rules import attention, linear, pointwise, shape
+from certkit.bounds.rules import attention, convolution, curves, linear, normalisation, pointwise, products, shape
 from certkit.bounds.rules.registry import RULES, Facts, Rule, why
 from certkit.bounds.rules.registry import derive as derive
 
-__all__ = ["RULES", "Facts", "Rule", "attention", "derive", "linear", "pointwise", "shape", "why"]
+__all__ = [
+    "RULES",
+    "Facts",
+    "Rule",
+    "attention",
+    "convolution",
+    "curves",
+    "derive",
+    "linear",
+    "normalisation",
+    "pointwise",
+    "products",
+    "shape",
+    "why",
+]

@@ -131,8 +131,13 @@ def add(inputs: Sequence[Bound], facts: Facts) -> Bound:
         return rounded(total, facts, facts.roundoff, a.count(axes))
 
     norms = {axes: both(axes) for axes in {*a.norms, *b.norms, a.axes, frozenset[int]()}}
-    together = a.range + b.range if a.range is not None and b.range is not None else None
+    together = None if a.range is None and b.range is None else _entries(a) + _entries(b)
     return bound(a.shape, norms, together)
+
+
+def _entries(x: Bound) -> Interval:
+    """Where the entries of a value lie: its range, or what its size in linf leaves."""
+    return Interval.around(x.within(frozenset()).size) if x.range is None else x.range
 
 
 @rule("negate")
@@ -147,16 +152,10 @@ def negate(inputs: Sequence[Bound], facts: Facts) -> Bound:
 def mean(inputs: Sequence[Bound], facts: Facts) -> Bound:
     """The mean over n entries shrinks the Euclidean norm over them by sqrt(n), and keeps the largest (Cauchy-Schwarz).
 
-    ``axes`` are averaged away, or kept with length 1.
+    ``axes`` are averaged away, or kept with length 1. A mean lies between the smallest and the largest entry.
     """
     (x,) = only(inputs, 1)
-    shape, averaged = facts.shape(), frozenset(facts.integers("axes"))
-    keep = len(shape) == len(x.shape)
-    if not averaged or not averaged <= x.axes:
-        raise RecordError(f"the averaged axes {sorted(averaged)} are not axes of {x.shape}")
-    remaining = [axis for axis in range(len(x.shape)) if keep or axis not in averaged]
-    if shape != tuple(1 if axis in averaged else x.shape[axis] for axis in remaining):
-        raise RecordError(f"the mean of {x.shape} over axes {sorted(averaged)} has not shape {shape}")
+    shape, averaged, remaining = reduced(x, facts)
     entries = x.count(averaged)
     terms = gamma(entries + 1, facts.roundoff)
 
@@ -170,6 +169,45 @@ def mean(inputs: Sequence[Bound], facts: Facts) -> Bound:
         lost = facts.smallest * (entries + 1) * Up.of(x.count(axes)).sqrt()
         return Reach(exact.size, exact.gain, exact.error + terms * (largest.size + largest.error) + lost)
 
-    axes_out = frozenset(range(1, len(shape)))
-    candidates = {axes_out, frozenset({len(shape) - 1}) & axes_out, frozenset[int]()}
-    return bound(shape, {axes: pulled_back(axes) for axes in candidates}, None)
+    return bound(shape, {axes: pulled_back(axes) for axes in outcomes(x, shape, remaining)}, x.range)
+
+
+@rule("sum")
+def sum_(inputs: Sequence[Bound], facts: Facts) -> Bound:
+    """The sum of n entries is at most sqrt(n) times their Euclidean norm, and n times the largest (Cauchy-Schwarz).
+
+    ``axes`` are summed away, or kept with length 1. Execution: n terms in any order are off by gamma_n sum of |x|.
+    """
+    (x,) = only(inputs, 1)
+    shape, gone, remaining = reduced(x, facts)
+    entries = x.count(gone)
+    terms = gamma(entries + 1, facts.roundoff) * entries
+
+    def added(out: Axes) -> Reach:
+        axes = frozenset(remaining[axis] for axis in out) - gone
+        largest = x.within(axes)
+        total = x.within(axes | gone).scaled(Up.of(entries).sqrt()).best(largest.scaled(Up.of(entries)))
+        lost = facts.smallest * (entries + 1) * Up.of(x.count(axes)).sqrt()
+        return Reach(total.size, total.gain, total.error + terms * (largest.size + largest.error) + lost)
+
+    interval = x.range * Interval.of(entries, entries) if x.range is not None else None
+    return bound(shape, {axes: added(axes) for axes in outcomes(x, shape, remaining)}, interval)
+
+
+def reduced(x: Bound, facts: Facts) -> tuple[tuple[int, ...], Axes, list[int]]:
+    """For a rule that reduces ``axes`` away, or to length 1: the new shape, those axes, and per output axis the input's."""
+    shape, gone = facts.shape(), frozenset(facts.integers("axes"))
+    keep = len(shape) == len(x.shape)
+    if not gone or not gone <= x.axes:
+        raise RecordError(f"the reduced axes {sorted(gone)} are not axes of {x.shape}")
+    remaining = [axis for axis in range(len(x.shape)) if keep or axis not in gone]
+    if shape != tuple(1 if axis in gone else x.shape[axis] for axis in remaining):
+        raise RecordError(f"{x.shape} reduced over axes {sorted(gone)} has not shape {shape}")
+    return shape, gone, remaining
+
+
+def outcomes(x: Bound, shape: tuple[int, ...], remaining: list[int]) -> set[Axes]:
+    """The norms in which a reduced value is bounded: l2, linf, the last axis, and what is left of those of the input."""
+    everything = frozenset(range(1, len(shape)))
+    known = {frozenset(new for new, old in enumerate(remaining) if old in axes) for axes in x.norms}
+    return {everything, frozenset({len(shape) - 1}) & everything, frozenset[int](), *known}

@@ -12,25 +12,29 @@ from certkit.errors import RecordError
 
 # Largest slopes, rounded up in the last digit shown; proved with interval arithmetic in tests/test_constants.py.
 GELU_SLOPE = {"none": Up.of("1.1289042"), "tanh": Up.of("1.1289931")}
+GELU_LOWEST = {"none": "-0.1699713", "tanh": "-0.1700408"}  # its smallest values, rounded down
 ELEMENTARY_ULPS = 4  # ASSUMPTION, stated in every certificate: exp, erf and tanh in float64 are this accurate
+
+
+def reach_of(x: Bound) -> Interval:
+    """Where the entries of a value lie: its range, and no further from 0 than its size in linf."""
+    size = Interval.around(x.within(frozenset()).size)
+    return size if x.range is None else x.range.meet(size)
 
 
 @rule("abs")
 def absolute(inputs: Sequence[Bound], facts: Facts) -> Bound:
     """||a| - |b|| <= |a - b| for every entry; exact in floating point."""
     x = alone(inputs, facts)
-    return bound(x.shape, x.norms, _from_zero(x))
+    reach = reach_of(x)
+    return bound(x.shape, x.norms, reach.closest().hull(Interval.at(reach.largest)))
 
 
 @rule("relu")
 def relu(inputs: Sequence[Bound], facts: Facts) -> Bound:
     """|relu(a) - relu(b)| <= |a - b| and |relu(a)| <= |a| for every entry; exact in floating point."""
     x = alone(inputs, facts)
-    return bound(x.shape, x.norms, _from_zero(x))
-
-
-def _from_zero(x: Bound) -> Interval | None:
-    return Interval.of(0, str(x.range.largest)) if x.range is not None else None
+    return bound(x.shape, x.norms, reach_of(x).clamp(Interval.of(0, 0)))
 
 
 @rule("gelu")
@@ -53,7 +57,8 @@ def gelu(inputs: Sequence[Bound], facts: Facts) -> Bound:
         moved = Reach(reach.size, slope * reach.gain, slope * reach.error)
         return rounded(moved, facts, relative, x.count(axes))
 
-    return bound(x.shape, per_norm(x, curve))
+    image = reach_of(x).hull(Interval.of(0, 0)).clamp(Interval.of(GELU_LOWEST[approximate], GELU_LOWEST[approximate]))
+    return bound(x.shape, per_norm(x, curve), image)
 
 
 @rule("larger-or-smaller")

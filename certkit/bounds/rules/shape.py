@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from certkit.bounds.bound import Axes, Bound, Reach, bound
-from certkit.bounds.number import Up
+from certkit.bounds.number import ZERO, Interval, Up, most
 from certkit.bounds.rules.registry import Facts, only, rule
 from certkit.errors import RecordError
 
@@ -87,7 +87,7 @@ def join(inputs: Sequence[Bound], facts: Facts) -> Bound:
     }:
         reaches = [x.within(axes) for x in inputs]
         columns = [[r.size for r in reaches], [r.gain for r in reaches], [r.error for r in reaches]]
-        norms[axes] = Reach(*(_root_of_squares(c) if axis in axes else max(c) for c in columns))
+        norms[axes] = Reach(*(_root_of_squares(c) if axis in axes else most(*c) for c in columns))
     ranges = [x.range for x in inputs]
     hull = ranges[0]
     for other in ranges[1:]:
@@ -100,3 +100,51 @@ def _root_of_squares(numbers: Sequence[Up]) -> Up:
     for number in numbers[1:]:
         total = total + number * number
     return total.sqrt()
+
+
+def routes(
+    facts: Facts, name: str, before: tuple[int, ...], after: tuple[int, ...], *, whole: bool = True
+) -> list[tuple[Axes, Axes, int, int]]:
+    """Pairs of axes (read, out) with two counts, as the attribute states them; the axes are those of the two shapes.
+
+    A fibre along the axes ``out`` of the output holds each entry of one fibre along ``read`` of the input at most
+    ``copies`` times, and ``filled`` entries that are constant. With ``whole`` one pair has all axes of the output.
+    """
+    found = []
+    for route in facts.attributes.get(name) or []:
+        read, out = frozenset(route[0]), frozenset(route[1])
+        copies, filled = route[2], route[3]
+        if not read <= {*range(1, len(before))} or not out <= {*range(1, len(after))} or copies < 1 or filled < 0:
+            raise RecordError(f"the route {route} does not lead from {before} to {after}")
+        found.append((read, out, int(copies), int(filled)))
+    if whole and frozenset(range(1, len(after))) not in {out for _, out, _, _ in found}:
+        raise RecordError(f"no route of {name!r} leads to all axes of {after}")
+    return found
+
+
+@rule("copies")
+def copies(inputs: Sequence[Bound], facts: Facts) -> Bound:
+    """Entries that are moved, left out, repeated or padded: a sum of squares grows by how often one entry is repeated.
+
+    Along the axes ``out`` of the output stand entries of one fibre along ``read`` of the input, each at most ``copies``
+    times, and ``filled`` constants, of absolute value at most ``fill``, which do not move. The counts are those of the
+    operator itself, run on the numbers of the entries. Exact, but for a constant of the code that float32 rounds.
+    """
+    (x,) = only(inputs, 1)
+    shape = facts.shape()
+    fill, rounding = facts.evidence.get("fill", ZERO), facts.evidence.get("rounding", ZERO)
+    norms: dict[Axes, Reach] = {}
+    filling = False
+    for read, out, repeats, filled in routes(facts, "routes", x.shape, shape):
+        if math.prod(shape[axis] for axis in out) - filled > repeats * x.count(read):
+            raise RecordError(f"axes {sorted(read)} of {x.shape} do not hold axes {sorted(out)} of {shape}")
+        reach = x.within(read).scaled(Up.of(repeats).sqrt())
+        if filled:
+            filling = True
+            still = fill * Up.of(filled).sqrt()
+            size = (reach.size * reach.size + still * still).sqrt() if out else most(reach.size, fill)
+            reach = Reach(size, reach.gain, reach.error + rounding * Up.of(filled).sqrt())
+        norms[out] = reach.best(norms[out]) if out in norms else reach
+    constant = Interval.of(facts.attributes["low"], facts.attributes["high"]) if filling else None
+    interval = x.range.hull(constant) if x.range is not None and constant is not None else x.range
+    return bound(shape, norms, interval)
