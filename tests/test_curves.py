@@ -382,3 +382,28 @@ def test_where_operators_alone_have_no_bound_the_function_may_have_one() -> None
     proof = proved(Net(lambda net, x: smooth_size(x)), (2,))
     gain = proof.nodes[-1][1].bound.within(frozenset()).gain.value
     assert Decimal("0.995037") < gain < Decimal("0.9950373")
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "box"),
+    [
+        ("elu", F.elu, (-2.0, -1.0)),
+        ("elu alpha 3", lambda x: F.elu(x, alpha=3.0), (-4.0, -1.0)),
+        ("selu", F.selu, (-2.0, -0.5)),
+        ("celu", lambda x: F.celu(x, alpha=0.5), (-2.0, -1.0)),
+    ],
+)
+def test_the_image_of_an_elu_of_negative_numbers_holds_its_values(
+    name: str, function: Callable[[Tensor], Tensor], box: tuple[float, float]
+) -> None:
+    step = proved(Net(lambda net, x: function(x)), (2,), box=box).nodes[-1][1]
+    ends = function(torch.tensor(box, dtype=torch.float64))
+    assert step.bound.range is not None
+    assert float(step.bound.range.low) <= float(ends.min())
+    assert float(step.bound.range.high) >= float(ends.max())
+
+
+def test_a_gelu_of_its_own_is_not_read_as_part_of_a_written_function() -> None:
+    # x (1 + erf) / 2 cancels far below 0: its rounding is relative to x, which only its own rule charges for.
+    proof = proved(Net(lambda net, x: F.gelu(x) + F.gelu(x) * F.gelu(x)), (1,), box=(-8.0, -6.0))
+    assert proof.ledger.pairs.error.to_float() > 1e-16

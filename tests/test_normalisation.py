@@ -419,3 +419,37 @@ def test_what_has_no_bound_is_refused_in_these_words(what: str) -> None:
 def test_an_embedding_of_the_input_is_refused() -> None:
     with pytest.raises(Refusal, match=r"^torch\.export cannot capture this model on an input of shape \(1, 3\) \("):
         export(nn.Embedding(5, 2).eval(), (3,))
+
+
+# Found by review
+
+
+@pytest.mark.parametrize("first", ["filled", "added"])
+def test_a_mask_that_refills_another_mask_is_refused(first: str) -> None:
+    # The outer mask puts a score of 0 where the inner one left the key out: the inner one is gone there.
+    late = torch.tensor([False, True])
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        inner = x.masked_fill(late, -math.inf) if first == "filled" else x + torch.tensor([0.0, 50.0])
+        return torch.softmax(inner.masked_fill(late, 0.0), -1)
+
+    with pytest.raises(Refusal, match=r": a mask that refills another mask has no rule; make them one mask$"):
+        prove(Net(forward), (2,))
+
+
+def test_group_norm_of_a_permuted_value_is_computed_in_two_passes() -> None:
+    module = Net(lambda net, x: F.group_norm(x.permute(0, 3, 1, 2), 1, eps=1e-3).flatten(1))
+    proof = prove(module, (4, 4, 2), box=(1e4, 1e4 + 0.01))
+    x = 1e4 + 0.01 * torch.rand(1, 4, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    offset = (x - 1e4).permute(0, 3, 1, 2)  # exact: the same group norm, without the large common part
+    exact = F.group_norm(offset.contiguous(), 1, eps=1e-3).flatten(1)
+    error = float((proof.value(proof.program.output, x) - exact).abs().max())
+    assert error <= proof.ledger.pairs.error.to_float() / 2
+
+
+def test_an_overflow_on_the_way_is_not_a_finite_logit() -> None:
+    # exp overflows inside softplus; the clamp after it hides that.
+    module = Net(lambda net, x: F.softplus(x, threshold=1000.0).clamp(max=790.0))
+    program = export(module, (2,))
+    found = centres(program, torch.tensor([[710.0, 1.0], [1.0, 2.0]]))
+    assert found.isnan().any(1).tolist() == [True, False]

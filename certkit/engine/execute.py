@@ -21,6 +21,14 @@ from certkit.engine.program import Program
 
 aten = torch.ops.aten
 CHUNK = 64
+MASKING = (
+    aten.add.Tensor,
+    aten.masked_fill.Scalar,
+    aten.masked_fill.Tensor,
+    aten.where.self,
+    aten.where.ScalarOther,
+    aten.where.ScalarSelf,
+)
 MASKED = -1e30  # additive masks at or below this drop a key, as float32's lowest number does
 
 Attend = Callable[[Node, Tensor], Tensor]  # from softmax weights (..., rows, keys) to the weights that are used instead
@@ -58,6 +66,7 @@ def run(program: Program, x: Tensor, attend: Attend | None = None, watch: Watch 
         return (weights if attend is None else attend(node, weights)) @ v
 
     values: dict[Node, Any] = {**program.constants, program.input: x}
+    finite = torch.ones((), dtype=torch.bool)
     for node in program.nodes:
         args: Any = map_arg(node.args, values.__getitem__)
         kwargs: Any = map_arg(node.kwargs, values.__getitem__)
@@ -67,14 +76,38 @@ def run(program: Program, x: Tensor, attend: Attend | None = None, watch: Watch 
             values[node] = torch.reshape(args[0], args[1])
         elif node.target in CONVOLUTIONS:
             values[node] = convolve(node.target, *args)
+        elif node.target is aten.group_norm.default:
+            values[node] = group_norm(*args, **kwargs)
         elif node.target in (aten.clone.default, aten.contiguous.default, aten.dropout.default):
             values[node] = args[0]
         else:
             assert callable(node.target)
             values[node] = node.target(*args, **kwargs)
+        finite = finite & _in_range(node, values[node])
     result = values[program.output]
     assert isinstance(result, Tensor)
-    return result
+    # An overflow on the way can end in a finite number that means nothing, and no rule charges for it.
+    return torch.where(finite, result, math.nan) if result.is_floating_point() else result
+
+
+def _in_range(node: Node, value: Any) -> Tensor:
+    """Whether a value holds no NaN and no infinity, but for the minus infinity of a mask."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return torch.ones((), dtype=torch.bool)
+    masks = node.target in MASKING
+    return ((value < math.inf) & ((value > -math.inf) | (masks & (value == -math.inf)))).all()
+
+
+def group_norm(
+    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
+) -> Tensor:
+    """Group norm in two passes: torch's own takes a difference of squares for some layouts, which errs by far more."""
+    y = x.reshape(x.shape[0], groups, -1)
+    centred = y - y.mean(-1, keepdim=True)
+    normal = (centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()).reshape(x.shape)
+    channels = (1, -1, *(1,) * (x.ndim - 2))
+    scaled = normal if weight is None else normal * weight.reshape(channels)
+    return scaled if bias is None else scaled + bias.reshape(channels)
 
 
 def centres(program: Program, images: Tensor, attend: Attend | None = None) -> Tensor:

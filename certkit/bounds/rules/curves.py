@@ -185,8 +185,9 @@ def elu(inputs: Sequence[Bound], facts: Facts) -> Bound:
     below = scale * alpha * rate
     slope = most(scale, below)
     reach = reach_of(x)
+    # Both parts reach 0 here, whatever the range: the straight line bounds the lower ends only.
     falls = (reach.clamp(high=NOUGHT) * Interval.at(below)).clamp(Interval.at(scale * alpha) * MINUS)
-    image = falls + reach.clamp(NOUGHT) * Interval.at(scale)
+    image = falls.hull(Interval.of(0, 0)) + (reach.clamp(NOUGHT) * Interval.at(scale)).hull(Interval.of(0, 0))
     off = facts.roundoff * 10 * scale * alpha
     return bent(x, facts, Curve(slope, slope, image, ROUNDINGS["elu"], ZERO, slope, off))
 

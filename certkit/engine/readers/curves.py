@@ -234,10 +234,6 @@ def _leaky(node: Node, graph: Graph) -> Step | None:
     return "leaky-relu", (node.args[0],), (float(argument(node, 1, "negative_slope", 0.01)),)  # type: ignore[return-value]
 
 
-def _gelu(node: Node, graph: Graph) -> Step | None:
-    return ("gelu", (node.args[0],), ()) if node.kwargs.get("approximate", "none") == "none" else None  # type: ignore[return-value]
-
-
 ENTRYWISE: dict[Any, Callable[[Node, Graph], Step | None]] = {
     **{
         getattr(aten, name).default: _unary(name)
@@ -246,7 +242,6 @@ ENTRYWISE: dict[Any, Callable[[Node, Graph], Step | None]] = {
         )
     },
     aten.neg.default: _unary("negate"),
-    aten.gelu.default: _gelu,
     aten.softplus.default: _softplus,
     aten.leaky_relu.default: _leaky,
     aten.square.default: _powered,

@@ -203,13 +203,15 @@ class Scores:
 
     Entries left out are 0 in the mask. Where masks replace scores, ``value`` stands for one with zeros there.
 
-    ``lowest`` is the largest of the finite numbers that stand for minus infinity, if there are any.
+    ``lowest`` is the largest of the finite numbers that stand for minus infinity, if there are any. ``refilled`` says that the
+    outermost mask puts other numbers in place of some scores.
     """
 
     value: Node
     mask: Tensor
     keep: Tensor
     lowest: float | None
+    refilled: bool = False
 
 
 IDENTITIES = (aten.clone.default, aten.contiguous.default, aten.alias.default, aten.detach.default)
@@ -254,16 +256,24 @@ def masking(node: Any, graph: Graph) -> Scores | None:
     if not isinstance(value, Node) or graph.shape(value) != shape or bool((added.isnan() | (added == math.inf)).any()):
         return None
     finite = added[~keep & added.isfinite()]
-    return Scores(value, torch.where(keep, added, 0.0), keep, float(finite.max()) if finite.numel() else None)
+    refilled = node.target is not aten.add.Tensor and bool((~kept & keep).any())
+    return Scores(value, torch.where(keep, added, 0.0), keep, float(finite.max()) if finite.numel() else None, refilled)
 
 
 def scores_of(value: Any, graph: Graph) -> Scores:
-    """Masks taken off, one after the other."""
+    """Masks taken off, one after the other.
+
+    Raises Refusal where an outer mask puts numbers in place of what an inner one has masked: the inner one is gone there.
+    """
     found = Scores(original(value), torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.bool), None)
     while (inner := masking(found.value, graph)) is not None:
+        if found.refilled:
+            raise Refusal(
+                f"{module_path(found.value)}: a mask that refills another mask has no rule; make them one mask"
+            )
         lowest = [low for low in (found.lowest, inner.lowest) if low is not None]
         mask = torch.where(found.keep & inner.keep, found.mask + inner.mask, 0.0)
-        found = Scores(original(inner.value), mask, found.keep & inner.keep, max(lowest, default=None))
+        found = Scores(original(inner.value), mask, found.keep & inner.keep, max(lowest, default=None), inner.refilled)
     return found
 
 
