@@ -47,6 +47,9 @@ evidence: $(STAMP)
 	mkdir -p benchmarks/results
 	$(BIN)/python -m benchmarks.fuzz --cases 1000000 > benchmarks/results/fuzz.json
 	$(BIN)/python -m benchmarks.digits > benchmarks/results/digits.json
+	$(BIN)/python -m benchmarks.constraints > benchmarks/results/constraints.json
+	$(BIN)/python -m benchmarks.muon_step > benchmarks/results/muon_step.json
+	$(BIN)/python -m benchmarks.spectral > benchmarks/results/spectral.json
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -11,6 +11,7 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ def write(directory: Path, state: Mapping[str, Tensor], config: Mapping[str, Any
         _finite(WEIGHTS, key, tensor)
     settings = json.dumps(dict(config), sort_keys=True, indent=1, allow_nan=False) + "\n"
     path = directory / WEIGHTS
-    path.unlink(missing_ok=True)
+    with suppress(OSError):  # a folder that cannot be is told by the next line
+        path.unlink(missing_ok=True)
     write_atomic(directory / CONFIG, settings.encode())
     write_atomic(path, serialized(state))
     return path

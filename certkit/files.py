@@ -57,7 +57,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def check_folder(path: Path) -> None:
     """Raises CertkitError for a path at which no folder can be made or written to; makes none."""
-    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.exists(folder))
     if not there.is_dir() or not os.access(there, os.W_OK):
         reason = "not writable" if there.is_dir() else f"{one_line(there)} is a file"
         raise CertkitError(f"{one_line(path)}: no folder can be made there ({reason})")

@@ -17,7 +17,7 @@ from torch.fx import Node
 from certkit.bounds.number import Up
 from certkit.bounds.softmax import softmax_mass
 from certkit.bounds.spectral import U, euclidean, largest, up
-from certkit.engine.execute import MASKED, allowed
+from certkit.engine.execute import MASKED, MASKING, allowed
 from certkit.engine.program import module_path, operator_name
 from certkit.engine.readers import shape as shapes
 from certkit.engine.readers.table import READERS, Reader, argument, reads
@@ -232,7 +232,7 @@ def masking(node: Any, graph: Graph) -> Scores | None:
 
     A softmax of the node is one of mask + S, where S is the value, or 0 where it is replaced: no larger, and moving no more.
     """
-    if not isinstance(node, Node):
+    if not isinstance(node, Node) or node.target not in MASKING:
         return None
     shape = graph.shape(node)
     if node.target is aten.add.Tensor and argument(node, 2, "alpha", 1) == 1:
