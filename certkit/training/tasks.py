@@ -13,6 +13,7 @@ from certkit.config import Images, Language, Run, TrainingConfig
 from certkit.data import Dataset, load
 from certkit.errors import ConfigError, one_line
 from certkit.text import Tokens, load_text
+from certkit.training import losses
 from certkit.training.augment import Change
 
 PIECE = 256  # samples that are judged at once
@@ -218,7 +219,7 @@ def judge(model: nn.Module, samples: tuple[Tensor, Tensor]) -> Judged:
     for x, y in zip(torch.split(inputs, size), torch.split(targets, size), strict=True):
         logits, wanted = model(x).flatten(0, -2), y.flatten()
         loss += float(F.cross_entropy(logits.float(), wanted, reduction="sum"))
-        correct += int((logits.argmax(-1) == wanted).sum())
+        correct += losses.correct(logits, wanted)
         total += len(wanted)
     model.train(was_training)
     return Judged(loss, correct, total)
