@@ -256,7 +256,7 @@ MUTANTS = [
     (attention, "attention", " + variance.sqrt() * mixing * rq.size * dk", ""),
     (attention, "attention", "variance.sqrt() * mixing * rq.size * dk", "variance * mixing * rq.size * dk"),
     (attention, "attention", "variance.sqrt() * mixing * rq.size * dk", "variance.sqrt() * rq.size * dk * 0.5"),
-    (attention, "attention", 'min(facts.measured("rest") * 4, ONE)', 'min(facts.measured("rest"), ONE)'),
+    (attention, "attention", 'least(facts.measured("rest") * 4, ONE)', 'least(facts.measured("rest"), ONE)'),
     (attention, "attention", "scale * rv.size * moved", "rv.size * moved"),
     (attention, "attention", "Reach(columns * v.within(everything).size,", "Reach(v.within(everything).size,"),
     (attention, "fixed-attention", "mixing = columns * rows.sqrt()", "mixing = rows.sqrt()"),

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from certkit.bounds.number import Interval, Up
+from certkit.bounds.number import Interval, Up, least
 
 Axes = frozenset[int]
 
@@ -34,7 +34,7 @@ class Reach:
 
     def best(self, other: Reach) -> Reach:
         """Each number on its own may take the better of two sound routes."""
-        return Reach(min(self.size, other.size), min(self.gain, other.gain), min(self.error, other.error))
+        return Reach(least(self.size, other.size), least(self.gain, other.gain), least(self.error, other.error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,9 @@ class Bound:
         for route in routes[1:]:
             found = found.best(route)
         if self.range is not None:
-            found = Reach(min(found.size, self.range.largest * Up.of(self.count(axes)).sqrt()), found.gain, found.error)
+            found = Reach(
+                least(found.size, self.range.largest * Up.of(self.count(axes)).sqrt()), found.gain, found.error
+            )
         return found
 
 

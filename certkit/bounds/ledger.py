@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from certkit.bounds.bound import Bound, Reach
-from certkit.bounds.number import SMALLEST, UNIT_ROUNDOFF, ZERO, Interval, Up
+from certkit.bounds.number import SMALLEST, UNIT_ROUNDOFF, ZERO, Interval, Up, least
 from certkit.bounds.rules import RULES, Facts, derive
 from certkit.errors import CertkitError, RecordError, RuleViolation, one_line
 
@@ -110,11 +110,11 @@ def pair_gains(read: Bound, logits: Bound, l2: Matrix | None, l1: Matrix | None)
             raise RecordError(f"the pair norms must form a {classes} x {classes} matrix")
     joint, largest = read.within(read.axes).gain, read.within(frozenset()).gain
     if l2 is None or l1 is None:
-        factor = min(Up.of(2).sqrt() * joint, largest * 2)
+        factor = least(Up.of(2).sqrt() * joint, largest * 2)
         gain = tuple(tuple(ZERO if i == j else factor for j in range(classes)) for i in range(classes))
     else:
         gain = tuple(
-            tuple(ZERO if i == j else min(l2[i][j] * joint, l1[i][j] * largest) for j in range(classes))
+            tuple(ZERO if i == j else least(l2[i][j] * joint, l1[i][j] * largest) for j in range(classes))
             for i in range(classes)
         )
     return gain, logits.within(frozenset()).error * 2

@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from decimal import MAX_EMAX, MIN_EMIN, ROUND_CEILING, ROUND_FLOOR, Context, Decimal, DivisionByZero, InvalidOperation
 from decimal import Overflow as DecimalOverflow
+from functools import reduce
+from operator import and_, or_
 
 DIGITS = 19  # two more than a float64 needs, so that the rules add less rounding than the measured evidence
 _TRAPS = [InvalidOperation, DivisionByZero, DecimalOverflow]
@@ -45,11 +47,23 @@ class Up:
         """The smallest bound of ``DIGITS`` digits that is not below the value."""
         return value if isinstance(value, Up) else cls(_UP.plus(_decimal(value)))
 
+    # A foreign operand is left to its own type: the same rules run on numbers that are one bound per sample.
+
     def __add__(self, other: Up | float) -> Up:
-        return Up(_UP.add(self.value, Up.of(other).value))
+        return Up(_UP.add(self.value, Up.of(other).value)) if isinstance(other, (Up, int, float)) else NotImplemented
 
     def __mul__(self, other: Up | float) -> Up:
-        return Up(_UP.multiply(self.value, Up.of(other).value))
+        return (
+            Up(_UP.multiply(self.value, Up.of(other).value)) if isinstance(other, (Up, int, float)) else NotImplemented
+        )
+
+    def __and__(self, other: Up) -> Up:
+        """The smaller of two: ``least``."""
+        return min(self, other) if isinstance(other, Up) else NotImplemented
+
+    def __or__(self, other: Up) -> Up:
+        """The larger of two: ``most``."""
+        return max(self, other) if isinstance(other, Up) else NotImplemented
 
     def __truediv__(self, other: int) -> Up:
         """Divide by an exact positive integer. There is no division by an ``Up``: an upper bound in a denominator lies."""
@@ -64,6 +78,11 @@ class Up:
         """An upper bound of the square root: decimal rounds roots to nearest, so one digit is added."""
         root = _UP.sqrt(self.value)
         return Up(root if _EXACT.multiply(root, root) >= self.value else _UP.next_plus(root))
+
+    def interval(self, low: int, high: int) -> Interval:
+        """[low, high] times this number, for low <= high among -1, 0 and 1."""
+        ends = {-1: self.value.copy_negate() if self.value else self.value, 0: Decimal(0), 1: self.value}
+        return Interval(ends[low], ends[high])
 
     def to_float(self) -> float:
         """The smallest float64 not below this bound; infinity when it is beyond 1.8e308."""
@@ -95,16 +114,34 @@ class Interval:
         return cls(_DOWN.plus(_decimal(low)), _UP.plus(_decimal(high)))
 
     def __add__(self, other: Interval) -> Interval:
+        if not isinstance(other, Interval):
+            return NotImplemented
         return Interval(_DOWN.add(self.low, other.low), _UP.add(self.high, other.high))
 
     def __mul__(self, other: Interval) -> Interval:
         """The hull of the four products of the ends."""
+        if not isinstance(other, Interval):
+            return NotImplemented
         pairs = [(a, b) for a in (self.low, self.high) for b in (other.low, other.high)]
         return Interval(min(_DOWN.multiply(a, b) for a, b in pairs), max(_UP.multiply(a, b) for a, b in pairs))
 
+    def __or__(self, other: Interval) -> Interval:
+        if not isinstance(other, Interval):
+            return NotImplemented
+        return Interval(min(self.low, other.low), max(self.high, other.high))
+
+    def __and__(self, other: Interval) -> Interval:
+        if not isinstance(other, Interval):
+            return NotImplemented
+        return Interval(max(self.low, other.low), min(self.high, other.high))
+
     def hull(self, other: Interval) -> Interval:
         """The smallest interval that holds both."""
-        return Interval(min(self.low, other.low), max(self.high, other.high))
+        return self | other
+
+    def meet(self, other: Interval) -> Interval:
+        """What lies in both. Raises ValueError when nothing does."""
+        return self & other
 
     @property
     def largest(self) -> Up:
@@ -114,25 +151,21 @@ class Interval:
     @classmethod
     def at(cls, number: Up) -> Interval:
         """The interval of one number."""
-        return cls(number.value, number.value)
+        return number.interval(1, 1)
 
     @classmethod
     def around(cls, size: Up) -> Interval:
         """Every entry of absolute value up to ``size``."""
-        return cls(size.value.copy_negate() if size.value else size.value, size.value)
+        return size.interval(-1, 1)
 
     @classmethod
     def upto(cls, size: Up) -> Interval:
         """Every entry from 0 to ``size``."""
-        return cls(Decimal(0), size.value)
+        return size.interval(0, 1)
 
     def widened(self, by: Up) -> Interval:
         """All numbers no further than ``by`` from an entry."""
         return self + Interval.around(by)
-
-    def meet(self, other: Interval) -> Interval:
-        """What lies in both. Raises ValueError when nothing does."""
-        return Interval(max(self.low, other.low), min(self.high, other.high))
 
     def __str__(self) -> str:
         """For messages: three digits of each end."""
@@ -141,7 +174,11 @@ class Interval:
 
     def holds(self, other: Interval) -> bool:
         """Whether every entry of the other lies in this one."""
-        return self.low <= other.low and other.high <= self.high
+        return other.inside(self)
+
+    def inside(self, other: Interval) -> bool:
+        """Whether every entry lies in the other."""
+        return other.low <= self.low and self.high <= other.high
 
     def below(self, other: Interval) -> bool:
         """Whether no entry exceeds any of the other."""
@@ -247,12 +284,12 @@ def _softplus(x: Decimal) -> Interval:
 
 def least(*numbers: Up) -> Up:
     """The smallest of several bounds of one thing: any of them may be taken."""
-    return min(numbers)
+    return reduce(and_, numbers)
 
 
 def most(*numbers: Up) -> Up:
     """The largest of several bounds."""
-    return max(numbers)
+    return reduce(or_, numbers)
 
 
 ZERO = Up(Decimal(0))

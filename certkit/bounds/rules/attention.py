@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from certkit.bounds.bound import Axes, Bound, Reach, bound
-from certkit.bounds.number import ONE, Up, gamma
+from certkit.bounds.number import ONE, Up, gamma, least
 from certkit.bounds.rules.pointwise import ELEMENTARY_ULPS
 from certkit.bounds.rules.registry import Facts, only, rule
 from certkit.errors import RecordError
@@ -45,8 +45,8 @@ def attention(inputs: Sequence[Bound], facts: Facts) -> Bound:
     rq, rk, rv = (x.within(token) for x in (q, k, v))
     if largest_score(q, k, scale) > facts.measured("score"):
         raise RecordError("attention: the softmax was measured for smaller scores than this graph reaches")
-    columns = min(facts.measured("column_sum"), Up.of(rows)).sqrt()
-    variance = min(facts.measured("rest") * 4, ONE)
+    columns = least(facts.measured("column_sum"), Up.of(rows)).sqrt()
+    variance = least(facts.measured("rest") * 4, ONE)
 
     def gain(axes: Axes, mixing: Up) -> Up:
         dq, dk, dv = (x.within(axes).gain for x in (q, k, v))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from certkit.bounds.bound import Axes, Bound, Reach, bound, per_norm
-from certkit.bounds.number import Interval, Up
+from certkit.bounds.number import Interval, Up, most
 from certkit.bounds.rules.linear import rounded
 from certkit.bounds.rules.registry import Facts, alone, only, rule
 from certkit.errors import RecordError
@@ -74,7 +74,7 @@ def larger_or_smaller(inputs: Sequence[Bound], facts: Facts) -> Bound:
     def joined(axes: Axes) -> Reach:
         x, y = a.within(axes), b.within(axes)
         if not axes:
-            return Reach(max(x.size, y.size), max(x.gain, y.gain), max(x.error, y.error))
+            return Reach(most(x.size, y.size), most(x.gain, y.gain), most(x.error, y.error))
         return Reach(*((p * p + q * q).sqrt() for p, q in zip(_numbers(x), _numbers(y), strict=True)))
 
     both = a.range.hull(b.range) if a.range is not None and b.range is not None else None
