@@ -25,6 +25,7 @@ COMMANDS = {
     "certify": "certkit.commands.certify:certify",
     "demo": "certkit.commands.demo:demo",
     "doctor": "certkit.commands.doctor:doctor",
+    "gate": "certkit.commands.gate:gate",
     "presets": "certkit.commands.presets:presets",
     "report": "certkit.commands.report:report",
     "train": "certkit.commands.train:train",

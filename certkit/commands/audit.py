@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,14 +68,25 @@ def resumable(inputs: Inputs, given: dict[str, Any]) -> None:
         )
 
 
-def finish(directory: Path, model: nn.Module | None, subject: Subject | None, *, json: bool) -> None:
-    """Reconcile, render, say what came of it, and raise what the exit code must tell, whether or not it could be said."""
+def finish(
+    directory: Path,
+    model: nn.Module | None,
+    subject: Subject | None,
+    *,
+    json: bool,
+    also: Callable[[], Sequence[Path]] = tuple,
+) -> None:
+    """Reconcile, render, say what came of it, and raise what the exit code must tell, whether or not it could be said.
+
+    ``also`` writes what else was asked for beside the page and names it.
+    """
     import certkit
 
     found = certkit.audit(directory, model=model, subject=subject)
     page = certkit.report(directory)
+    written = [page, *also()]
     try:
-        options.say(found, [*lines(found), f"report  {page}"], json=json)
+        options.say(found, [*lines(found), *(f"report  {path}" for path in written)], json=json)
     finally:
         if found.verdict == "REFUTED":
             raise Refuted(f"{found.verdict_reason}; the examples are in {directory / 'refutations'}")

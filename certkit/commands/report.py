@@ -1,12 +1,15 @@
-"""certkit report: the HTML audit report of a folder."""
+"""certkit report: the HTML audit report of a folder, and its twins."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import click
 
 from certkit.commands import options
+
+FORMATS = ("csv", "parquet", "sarif", "junit", "markdown", "model-card", "cyclonedx", "in-toto")
 
 
 @click.command()
@@ -16,8 +19,22 @@ from certkit.commands import options
     type=click.Path(path_type=Path),
     help="Needed only when an adversarial example inside a certified radius must be evaluated again.",
 )
+@click.option(
+    "--format",
+    "formats",
+    type=click.Choice(["all", *FORMATS]),
+    multiple=True,
+    help="Write a twin of the report as well, for other programs; may be given several times.",
+)
 @options.together(options.factory, options.allow_pickle, options.as_json)
-def report(directory: Path, checkpoint: Path | None, model: str | None, allow_pickle: bool, json: bool) -> None:
+def report(
+    directory: Path,
+    checkpoint: Path | None,
+    formats: tuple[str, ...],
+    model: str | None,
+    allow_pickle: bool,
+    json: bool,
+) -> None:
     """Reconcile the certificate and the campaign in DIRECTORY and write audit.json and report.html there."""
     from certkit.commands.audit import finish
 
@@ -26,4 +43,9 @@ def report(directory: Path, checkpoint: Path | None, model: str | None, allow_pi
         from certkit.commands.loading import load_model
 
         module, subject = load_model(checkpoint, factory=model, allow_pickle=allow_pickle)
-    finish(directory, module, subject, json=json)
+
+    def twins() -> list[Path]:
+        write = importlib.import_module("certkit.reports.twins").write  # by name: reports stands above
+        return [*write(directory, FORMATS if "all" in formats else formats)] if formats else []
+
+    finish(directory, module, subject, json=json, also=twins)

@@ -1,0 +1,217 @@
+"""The twins say what the audit says, no more, and nothing in them is more than text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any, get_args
+from xml.etree import ElementTree
+
+import pyarrow.parquet as pq
+import pytest
+
+from certkit.errors import ConfigError, RecordError
+from certkit.files import save
+from certkit.records import Verdict
+from certkit.reports.twins import TWINS, write
+from certkit.reports.twins.outcomes import outcomes
+from certkit.reports.twins.tables import COLUMNS, cell
+from tests.audits import example_audit
+from tests.hostile import PAYLOADS, poisoned
+
+EVERY_VERDICT = pytest.mark.parametrize("verdict", get_args(Verdict))
+EVERY_TWIN = pytest.mark.parametrize("name", TWINS)
+
+
+def parsed(name: str, verdict: Verdict = "NOT REFUTED", samples: int = 12) -> Any:
+    return json.loads(TWINS[name].make(example_audit(samples, verdict)))
+
+
+# The same audit
+
+
+@EVERY_TWIN
+@EVERY_VERDICT
+def test_a_twin_is_a_pure_function_of_the_audit(name: str, verdict: Verdict) -> None:
+    audit = example_audit(12, verdict)
+    assert TWINS[name].make(audit) == TWINS[name].make(audit.model_copy(deep=True))
+
+
+@pytest.mark.parametrize("name", ["csv", "parquet"])
+def test_a_table_holds_every_sample_to_the_last_digit(name: str) -> None:
+    audit = example_audit(40)
+    data = TWINS[name].make(audit)
+    if name == "csv":
+        rows = list(csv.DictReader(io.StringIO(data.decode(), newline="")))
+        number, missing = float, ""
+    else:
+        rows = pq.read_table(io.BytesIO(data)).to_pylist()
+        number, missing = float, None
+    assert len(rows) == 40
+    assert tuple(rows[0]) == COLUMNS
+    for row, sample in zip(rows, audit.samples, strict=True):
+        assert int(row["index"]) == sample.index
+        assert number(row["certified_radius"]) == sample.radius
+        assert number(row["margin"]) == sample.margin
+        assert (
+            row["smallest_attack"] == missing
+            if sample.distance is None
+            else number(row["smallest_attack"]) == sample.distance
+        )
+        assert row["label_name"] == audit.data.classes[sample.label]
+
+
+@EVERY_VERDICT
+def test_every_format_counts_the_outcomes_alike(verdict: Verdict) -> None:
+    audit = example_audit(12, verdict)
+    found = outcomes(audit)
+    tally = Counter(outcome.status for outcome in found)
+    assert {one.id for one in audit.checks} | {"CR01", "CR02"} == {outcome.id for outcome in found}
+
+    suite = ElementTree.fromstring(TWINS["junit"].make(audit)).find("testsuite")
+    assert suite is not None
+    assert [int(suite.get(key, "-1")) for key in ("tests", "failures", "skipped")] == [
+        len(found), tally["fail"], tally["not evaluated"],
+    ]  # fmt: skip
+    assert len(suite.findall("testcase/failure")) == tally["fail"]
+    assert len(suite.findall("testcase/skipped")) == tally["not evaluated"]
+
+    predicate = parsed("in-toto", verdict)["predicate"]
+    assert predicate["passedTests"] == [one.id for one in found if one.status == "pass"]
+    assert predicate["failedTests"] == [one.id for one in found if one.status == "fail"]
+    assert len(predicate["warnedTests"]) == tally["flag"] + tally["not evaluated"]
+
+    (run,) = parsed("sarif", verdict)["runs"]
+    own = [
+        result
+        for result in run["results"]
+        if len(result["message"]["text"]) and "sample " not in result["message"]["text"][:7]
+    ]
+    assert (
+        Counter(result["kind"] for result in own)
+        == Counter({"pass": tally["pass"], "fail": tally["flag"] + tally["fail"], "open": tally["not evaluated"]})
+        - Counter()
+    )
+    assert all((result["level"] == "none") == (result["kind"] != "fail") for result in run["results"])
+
+
+@pytest.mark.parametrize(
+    ("verdict", "result"),
+    [("REFUTED", "FAILED"), ("INCONCLUSIVE", {"FAILED", "WARNED"}), ("NOT EVALUATED", "WARNED")],
+)
+def test_what_was_not_evaluated_has_not_passed(verdict: Verdict, result: str | set[str]) -> None:
+    assert parsed("in-toto", verdict)["predicate"]["result"] in ({result} if isinstance(result, str) else result)
+
+
+def test_a_refutation_is_an_error_wherever_it_is_shown() -> None:
+    audit = example_audit(12, "REFUTED")
+    (run,) = parsed("sarif", "REFUTED")["runs"]
+    refuted = [result for result in run["results"] if result["ruleId"] == "CR01"]
+    assert {result["level"] for result in refuted} == {"error"}
+    assert len(refuted) == 1 + sum(one.refutes == "exact arithmetic" for one in audit.contradictions)
+    assert len({result["partialFingerprints"]["certkit/v1"] for result in refuted}) == len(refuted)
+    assert b"## Robustness audit: REFUTED" in TWINS["markdown"].make(audit)
+
+
+def test_shares_are_rounded_so_that_they_claim_no_more() -> None:
+    text = TWINS["markdown"].make(example_audit(60)).decode()
+    shares = re.findall(r"(\d+)/(\d+) = (\d+\.\d) %", text)
+    assert len(shares) >= 9
+    for line in text.splitlines():
+        if line.startswith("| ") and "%" in line:
+            _, _, certified, attacked, _ = line.split("|")
+            for cell_, low in ((certified, True), (attacked, "clean" in line)):
+                for count, total, shown in re.findall(r"(\d+)/(\d+) = (\d+\.\d) %", cell_):
+                    exact = 100 * int(count) / int(total)
+                    assert float(shown) <= exact + 1e-9 if low else float(shown) >= exact - 1e-9
+
+
+# Published schemas
+
+
+def test_the_bill_of_materials_is_valid_cyclonedx() -> None:
+    validation = pytest.importorskip("cyclonedx.validation.json")
+    schema = pytest.importorskip("cyclonedx.schema")
+    for verdict in get_args(Verdict):
+        text = TWINS["cyclonedx"].make(example_audit(12, verdict)).decode()
+        assert validation.JsonStrictValidator(schema.SchemaVersion.V1_7).validate_str(text) is None
+
+
+def test_sarif_is_what_a_typed_reader_reads() -> None:
+    reader = pytest.importorskip("sarif_pydantic")
+    for verdict in get_args(Verdict):
+        log = reader.Sarif.model_validate(parsed("sarif", verdict))
+        rules = [rule.id for rule in log.runs[0].tool.driver.rules]
+        assert [rules[result.rule_index] for result in log.runs[0].results] == [r.rule_id for r in log.runs[0].results]
+
+
+def test_an_in_toto_statement_names_what_was_tested() -> None:
+    audit = example_audit(12)
+    statement = parsed("in-toto")
+    assert statement.keys() == {"_type", "subject", "predicateType", "predicate"}
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement["predicateType"] == "https://in-toto.io/attestation/test-result/v0.1"
+    assert statement["subject"] == [{"name": "checkpoint", "digest": {"sha256": audit.subject.sha256}}]
+
+
+# Nothing in them is more than text
+
+
+@EVERY_TWIN
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_hostile_text_stays_text(name: str, payload: str) -> None:
+    audit, _ = poisoned(PAYLOADS[payload])
+    data = TWINS[name].make(audit)
+    if name == "parquet":  # a typed table: text is data there
+        return
+    text = data.decode()
+    assert not [c for c in text if not c.isprintable() and c not in "\r\n"]
+    if name == "junit":
+        ElementTree.fromstring(text)
+    elif name in ("sarif", "cyclonedx", "in-toto"):
+        json.loads(text)
+    elif name == "markdown":
+        assert not re.search(r"<(?!/?a\b)[a-z!/]", text, re.IGNORECASE)
+        assert "](" not in text
+    elif name == "model-card":
+        assert text.count("---\n") == 2
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", "=cmd|' /C calc'!A0"])
+def test_a_spreadsheet_is_given_no_formula(text: str) -> None:
+    assert cell(text).startswith("'")
+
+
+@pytest.mark.parametrize("value", [-1.5, 0, None, "digit 3", "a=b"])
+def test_numbers_and_plain_text_stay_what_they_are(value: Any) -> None:
+    assert cell(value) == value
+
+
+# Files
+
+
+def test_twins_are_written_beside_the_audit(tmp_path: Path) -> None:
+    save(example_audit(12), tmp_path / "audit.json")
+    written = write(tmp_path, [*TWINS, "csv"])
+    assert [path.name for path in written] == [twin.file for twin in TWINS.values()]
+    assert all(path.read_bytes() for path in written)
+
+
+def test_an_unknown_format_is_refused_and_nothing_written(tmp_path: Path) -> None:
+    save(example_audit(12), tmp_path / "audit.json")
+    with pytest.raises(ConfigError) as error:
+        write(tmp_path, ["csv", "sarf"])
+    assert str(error.value) == (
+        "format 'sarf' is not known; expected csv, parquet, sarif, junit, markdown, model-card, cyclonedx, in-toto; "
+        "did you mean 'sarif'?"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["audit.json"]
+
+
+def test_a_folder_without_an_audit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"no audit\.json here; expected a folder that certkit audit wrote"):
+        write(tmp_path, ["csv"])
