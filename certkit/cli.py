@@ -26,6 +26,7 @@ COMMANDS = {
     "demo": "certkit.commands.demo:demo",
     "doctor": "certkit.commands.doctor:doctor",
     "gate": "certkit.commands.gate:gate",
+    "open": "certkit.commands.open:open_",
     "presets": "certkit.commands.presets:presets",
     "report": "certkit.commands.report:report",
     "train": "certkit.commands.train:train",

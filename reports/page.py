@@ -27,6 +27,7 @@ from certkit.records import Audit
 from . import figures
 from .findings import NORMS, Findings
 from .rounding import Direction, Number, fixed, percent, significant
+from .standards import mappings
 
 LONGEST = 2_000  # characters of one value; a record may hold more, a page need not
 
@@ -67,6 +68,7 @@ SECTIONS = (
     Section("campaign", "Campaign"),
     Section("checks", "Evaluation checks"),
     Section("scope", "Scope and limits"),
+    Section("standards", "Standards"),
     Section("provenance", "Provenance"),
 )
 
@@ -82,6 +84,7 @@ def render(audit: Audit) -> str:
         standings=STANDINGS,
         ablations=ABLATIONS,
         norms=NORMS,
+        standards=mappings(audit),
         figures=_figures(audit),
         bins=figures.bins(audit),
         policy=policy(style, script),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import os
 import re
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from click.testing import CliRunner
 
+from certkit.cli import main
 from certkit.errors import RecordError, one_line
 from certkit.files import canonical, save
 from certkit.records import Audit, Eps, Sample, Verdict
@@ -23,6 +26,7 @@ from certkit.reports import render, report
 from certkit.reports.figures import curve, stairs
 from certkit.reports.findings import Findings
 from certkit.reports.page import SECTIONS
+from certkit.reports.standards import mappings
 from tests.audits import audit_with, example_audit, page_of, point, rate
 from tests.hostile import PAYLOADS, at, poisoned
 from tests.pages import Page
@@ -277,3 +281,33 @@ def test_a_malformed_audit_is_refused_and_the_old_page_stays(tmp_path: Path) -> 
     with pytest.raises(RecordError, match=r"audit\.json: verdict: Input should be 'REFUTED', 'NOT REFUTED'"):
         report(tmp_path)
     assert (tmp_path / "report.html").read_text() == "the page before"
+
+
+def test_open_says_where_the_page_is_and_asks_the_browser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("click.launch", lambda url: asked.append(url) or 0)
+    missing = CliRunner().invoke(main, ["open", str(tmp_path)])
+    assert (missing.exit_code, asked) == (2, [])
+    assert missing.stderr.endswith(f"no report.html here; run certkit report {tmp_path} first\n")
+    (tmp_path / "report.html").write_text("<p>page")
+    found = CliRunner().invoke(main, ["open", str(tmp_path)])
+    assert (found.exit_code, found.stdout.strip()) == (0, str(tmp_path / "report.html"))
+    assert asked == [(tmp_path / "report.html").as_uri()]
+
+
+# Standards
+
+
+@EVERY_VERDICT
+def test_no_clause_is_covered_by_what_was_not_done(verdict: Verdict) -> None:
+    audit = example_audit(12, verdict)
+    found = {one.clause: one for one in mappings(audit)}
+    attacked = audit.campaign is not None
+    assert found["7 Empirical methods"].covered == ("evidence provided" if attacked else "not covered")
+    assert found["NISTAML.022 Evasion"].covered == ("evidence provided" if attacked else "partly")
+    assert found["ML02 to ML05 and ML07 to ML10"].covered == "not covered"
+    assert not re.search(
+        r"compl(y|ies|iant)|conform(s|ant)\b|certified to", " ".join(one.evidence for one in found.values())
+    )
+    page = html.unescape(render(audit))
+    assert [one.evidence for one in found.values() if one.evidence not in page] == []
