@@ -33,18 +33,22 @@ class Interpreter:
         norm: str,
         box: tuple[float, float],
         *,
+        token_size: float | None = None,
         arithmetic: str = "float64",
         fixed: Mapping[str, Tensor] | None = None,
     ) -> Ledger:
-        """The ledger of this program for a threat in ``norm`` on inputs in ``box``.
+        """The ledger of this program for a threat in ``norm``, l2, linf or token, on inputs in ``box``.
 
+        ``token_size`` is the length of the longest token that the domain holds: for embeddings moved by up to r, r more than
+        the longest row of their table.
         ``fixed`` replaces the softmax weights of some attention operators, by node name, by constant weights
         (..., queries, keys): the ablations. Raises NoRule or Refusal for what has no bound.
         """
         graph = Graph(self.program, arithmetic, self._cache)
         first = self.program.input
         attributes = {"shape": list(self.program.shapes[first]), "norm": norm, "low": box[0], "high": box[1]}
-        graph.step("input", first, [], attributes, {})
+        longest = {} if token_size is None else {"token_size": token_size}
+        graph.step("input", first, [], attributes, longest)
         for node in self.program.nodes:
             weights = (fixed or {}).get(node.name)
             check_value(node, self.program.dtype)

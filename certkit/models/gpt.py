@@ -29,6 +29,21 @@ class LanguageModel(nn.Module):
         return logits_BTV
 
 
+class AtEmbeddings(nn.Module):
+    """Embeddings (B, T, D) -> the logits (B, V) that answer one position: what is certified where embeddings move.
+
+    Only that position passes through the head, which acts on each token alone.
+    """
+
+    def __init__(self, model: LanguageModel, *, position: int = -1) -> None:
+        super().__init__()
+        self.model, self.position = model, position
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        logits_BV: Tensor = self.model.head(self.model.blocks(x_BTD)[:, self.position])
+        return logits_BV
+
+
 def language_model(config: LanguageModelConfig) -> LanguageModel:
     """A transformer of 2 * blocks residual connections (1 - 1/N) x + 1/N f(x), N of them: arXiv 2507.13338.
 

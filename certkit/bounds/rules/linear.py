@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 from certkit.bounds.bound import Axes, Bound, Reach, bound, per_norm
-from certkit.bounds.number import ONE, ZERO, Interval, Up, gamma
+from certkit.bounds.number import ONE, ZERO, Interval, Up, gamma, least
 from certkit.bounds.rules.registry import Facts, alone, only, rule
 from certkit.errors import RecordError
 
@@ -18,25 +18,38 @@ def rounded(reach: Reach, facts: Facts, relative: Up, entries: int) -> Reach:
     return Reach(reach.size, reach.gain, error)
 
 
+THREATS = ("l2", "linf", "token")
+
+
+def threat_axes(norm: str, rank: int) -> Axes:
+    """The axes of the threat's norm: all, none, or the last alone, for ``token``. Raises RecordError for another norm."""
+    if norm not in THREATS:
+        raise RecordError(f"the threat's norm must be one of {', '.join(THREATS)}, got {norm!r}")
+    if norm == "token" and rank < 3:
+        raise RecordError("the threat's norm token needs an input of tokens, shape (1, ..., tokens, features)")
+    return {"l2": frozenset(range(1, rank)), "linf": frozenset[int](), "token": frozenset({rank - 1})}[norm]
+
+
 @rule("input")
 def input_(inputs: Sequence[Bound], facts: Facts) -> Bound:
     """The input lies in its box, and moves by the threat itself: gain 1 in the threat's norm.
 
-    Inputs are float32 or float64 numbers that float64 holds exactly, so the error is 0.
+    The norm is l2, linf, or token: then every token, the entries along the last axis, moves by at most the radius. No token
+    is longer than ``token_size``, if that is stated; the domain, box and balls, is convex. Inputs are float32 or float64
+    numbers that float64 holds exactly, so the error is 0.
     """
     only(inputs, 0)
     shape = facts.shape()
     box = Interval.of(facts.attributes["low"], facts.attributes["high"])
-    everything = frozenset(range(1, len(shape)))
-    norms = {"l2": everything, "linf": frozenset[int]()}
-    threat = facts.attributes["norm"]
-    if threat not in norms:
-        raise RecordError(f"the threat's norm must be one of {', '.join(norms)}, got {threat!r}")
-    axes = norms[threat]
-    entries = 1
-    for axis in axes:
-        entries *= shape[axis]
-    return bound(shape, {axes: Reach(box.largest * Up.of(entries).sqrt(), ONE, ZERO)}, box)
+    axes = threat_axes(facts.attributes["norm"], len(shape))
+    whole = Bound(shape, {axes: Reach(box.largest * Up.of(math.prod(shape[a] for a in axes)).sqrt(), ONE, ZERO)}, box)
+    if "token_size" not in facts.evidence:
+        return bound(shape, whole.norms, box)
+    token = frozenset({len(shape) - 1})
+    known = whole.within(token)
+    short = Reach(least(known.size, facts.measured("token_size")), known.gain, ZERO)
+    joint = Bound(shape, {token: short}).within(axes)
+    return bound(shape, {axes: whole.norms[axes].best(joint), token: short}, box)
 
 
 @rule("constant")
