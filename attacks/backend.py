@@ -1,25 +1,36 @@
-"""Foolbox 3.3.4 as a proposer of examples. Nothing it says about success, distance or radius is believed.
+"""Proposers of examples: Foolbox 3.3.4, and certkit's own attacks. Nothing they say about success or distance is believed.
 
-What is avoided: its global random stream (starts are handed in), its clean errors counted as successes (only samples
-that are right come here), its repeats on broken samples (the engine passes survivors), its clipping (the engine
-measures again). PyPI has had no newer release; the version is part of the plan.
+What is avoided of Foolbox: its global random stream (starts are handed in, the rest is seeded), its clean errors counted
+as successes (only samples that are right come here), its repeats on broken samples (the engine passes survivors), its
+last iterate where an earlier one was an example (the path keeps it), its clipping (the engine measures again), its broken
+PointwiseAttack and its refusal of l0 at a radius (no attack is asked through its ``__call__``). PyPI has had no newer
+release; the version is part of the plan.
 """
 
 from __future__ import annotations
 
-import math
+import importlib.util
+import inspect
 import os
 import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from certkit.records import AttackSpec, Norm
+from certkit.errors import CertkitError, ConfigError, Refusal, one_line
+from certkit.records import Adversary, AttackSpec
 
+from .apgd import apgd_ce, apgd_targeted, transfer
 from .draws import directions, generator, seeded, start
-from .model import Classifier, predictions, rivals
-from .suites import METHODS, OWN
+from .geometry import along, diameter, size
+from .minimal import fab, noise, sigma_zero
+from .model import Classifier, TimeUp, out_of_memory, predictions
+from .path import Duel, Path, Search, Spent, ranked
+from .square import square
+from .suites import OWN, Method, method_of
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # foolbox imports GitPython, which needs a git binary or this
 with warnings.catch_warnings():
@@ -27,87 +38,210 @@ with warnings.catch_warnings():
     import foolbox
     from eagerpy.astensor import astensor, astensor_
 
+CERTKIT: Mapping[str, Callable[[Search], Tensor]] = {
+    "apgd_ce": apgd_ce,
+    "apgd_targeted": apgd_targeted,
+    "fab": fab,
+    "noise": noise,
+    "sigma_zero": sigma_zero,
+    "square": square,
+    "transfer": transfer,
+}
+DISTANCES = {"l2": "l2", "linf": "linf", "l1": "l1", "l0": "l0", "token": "l2"}
+BLENDED = getattr(foolbox.attacks, "LinearSearchBlendedUniformNoiseAttack")  # noqa: B009 - not among its exports
+STARTED = (
+    "BinarizationRefinementAttack",
+    "BoundaryAttack",
+    "HopSkipJumpAttack",
+    "L0BrendelBethgeAttack",
+    "L1BrendelBethgeAttack",
+    "L2BrendelBethgeAttack",
+    "LinfinityBrendelBethgeAttack",
+    "PointwiseAttack",
+)
 
-class Error(foolbox.criteria.Misclassification):  # type: ignore[misc, unused-ignore]
+
+class Reached(foolbox.criteria.Misclassification):  # type: ignore[misc, unused-ignore]
     """An example counts while it is searched for as it counts in the end: a tie is an error."""
+
+    def __init__(self, labels: Tensor, target: int | None) -> None:
+        super().__init__(labels)
+        self.target = target
 
     def __call__(self, perturbed: Any, outputs: Any) -> Any:
         logits, restore = astensor_(outputs)
-        return restore(astensor(predictions(logits.raw, self.labels.raw) != self.labels.raw))
+        seen = predictions(logits.raw, self.labels.raw)
+        return restore(astensor(seen != self.labels.raw if self.target is None else seen == self.target))
 
 
-class Duel(nn.Module):
-    """The label against one rival alone, whatever the library's loss: the k-th strongest at the input, or at each point
-    the strongest there.
+@dataclass(frozen=True, slots=True, eq=False)
+class Proposed:
+    """One candidate per row; ``silent`` where the attack passed over it and did not return it."""
 
-    Cross-entropy pulls towards all wrong classes at once, and misses the nearest when it is not the likeliest; and it
-    has no gradient left where the model is confident. Here the label has logit 0 and the rival margin / |margin|: the
-    cross-entropy's gradient has the direction of the margin's and never vanishes with it.
-    """
-
-    def __init__(self, classifier: Classifier, x: Tensor, labels: Tensor, rank: int | None) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self.labels = labels
-        self.chosen: Tensor | None = None
-        if rank is not None:
-            with torch.no_grad():
-                logits_BK = classifier(x).scatter(1, labels.unsqueeze(1), -torch.inf)
-            self.chosen = logits_BK.argsort(dim=1, descending=True)[:, min(rank, logits_BK.shape[1] - 1) - 1]
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits_BK = self.classifier(x)
-        label_B1 = self.labels.unsqueeze(1)
-        rival_B1 = (rivals(logits_BK, self.labels) if self.chosen is None else self.chosen).unsqueeze(1)
-        margin_B1 = logits_BK.gather(1, rival_B1) - logits_BK.gather(1, label_B1)
-        duel_BK = torch.full_like(logits_BK, -1e4).scatter(1, label_B1, 0.0)
-        return duel_BK.scatter(1, rival_B1, margin_B1 / margin_B1.detach().abs().clamp_min(1e-30))
+    examples: Tensor
+    silent: Tensor
 
 
-class Foolbox:
-    """Foolbox's attacks on one classifier inside one box."""
+def refuse_unusable(specs: tuple[AttackSpec, ...]) -> None:
+    """Raises ConfigError for a setting that an attack does not have, and for a package that it needs and is not there."""
+    for spec in specs:
+        method = method_of(spec.name)
+        given = spec.settings.keys() - OWN
+        if method.source == "certkit":
+            known = {"steps", "queries", "repeats", "rounds"}
+        else:
+            kind = getattr(foolbox.attacks, method.kind)
+            known = set(inspect.signature(kind.__init__).parameters) - {"self", "args", "kwargs"}
+            if "VirtualAdversarial" in method.kind and "steps" not in given:
+                raise ConfigError(f"attack {spec.name!r} has no default for steps; write {spec.name}:steps=10")
+        if unknown := sorted(given - known):
+            raise ConfigError(
+                f"attack {spec.name!r} has no setting {one_line(unknown[0])!r}; "
+                f"expected {', '.join(sorted(known | OWN))}"
+            )
+        if "BrendelBethge" in method.kind and importlib.util.find_spec("numba") is None:
+            raise ConfigError(f"attack {spec.name!r} needs numba, which Foolbox does not bring: pip install numba")
 
-    def __init__(self, classifier: Classifier, box: tuple[float, float], seed: int) -> None:
+
+class Proposer:
+    """Every attack on one classifier under one threat."""
+
+    def __init__(
+        self, classifier: Classifier, threat: Adversary, seed: int, surrogate: Classifier | None = None
+    ) -> None:
         self.classifier = classifier.eval()
-        self.box = box
+        self.threat = threat
+        self.surrogate = surrogate
         self.device = classifier.device
         self.seed = seed
 
     def propose(
-        self, spec: AttackSpec, x: Tensor, labels: Tensor, samples: list[int], eps: float | None, restart: int
-    ) -> Tensor:
+        self,
+        spec: AttackSpec,
+        x: Tensor,
+        labels: Tensor,
+        samples: list[int],
+        eps: float | Tensor | None,
+        restart: int,
+    ) -> Proposed:
         """One candidate per row, in the shape of ``x``; it may be no example at all, too far away or not finite.
 
-        ``samples`` are the rows' indices in the dataset: each names its own random start.
+        ``samples`` are the rows' indices in the dataset: each names its own random start. ``eps`` is one radius, one per
+        row, or None.
         """
-        method, shape = METHODS[spec.name], tuple(x.shape[1:])
-        attack = getattr(foolbox.attacks, method.kind)(**{k: v for k, v in spec.settings.items() if k not in OWN})
+        threat, method = self.threat, method_of(spec.name)
+        widest = diameter(threat.norm, tuple(x.shape[1:]), threat.box)
+        eps_B: Tensor | None = None
+        if eps is not None:
+            each = torch.as_tensor(eps, dtype=torch.float64).clamp(max=widest)
+            eps_B = each.float().to(x.device).expand(len(x))
+        queries = threat.budget.queries
+        path = Path(self.classifier, x, labels, threat.norm, eps_B, threat.box, threat.target, queries).eval()
         sources = [generator(self.seed, sample, spec.name, restart) for sample in samples]
-        if method.role == "floor":
+        nothing = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        try:
+            if method.source == "foolbox":
+                radius = None if eps is None else float(each.max())
+                with seeded(self.device, self.seed, spec.name, restart, samples[0]):
+                    found = self._foolbox(spec, method, path, sources, radius, restart)
+                return self._kept(path, found)
+            far = torch.full((len(x),), torch.inf, device=x.device) if eps_B is None else eps_B
+            search = Search(
+                path, x, labels, far, threat.norm, threat.box, sources, restart, spec.settings, self.surrogate
+            )
+            found = CERTKIT[method.kind](search)
+        except Spent:
+            found = path.best
+        return Proposed(torch.where(along(path.found(), x), path.best, found).detach(), nothing)
+
+    def _kept(self, path: Path, found: Tensor) -> Proposed:
+        """What the library returned, or the nearest it passed where that is nearer or the only example."""
+        low, high = self.threat.box
+        found = found.detach().clamp(low, high)
+        with torch.no_grad():
+            hit = path.reached(self.classifier(torch.nan_to_num(found)))
+        distance = size(self.threat.norm, found - path.x)
+        far = distance > path.eps_B * (1 + 1e-3) if path.eps_B is not None else torch.zeros_like(hit)
+        silent = path.found() & (~hit | far)
+        nearer = silent | (path.distance < distance)
+        return Proposed(torch.where(along(nearer, found), path.best, found), silent)
+
+    def _foolbox(
+        self,
+        spec: AttackSpec,
+        method: Method,
+        path: Path,
+        sources: list[torch.Generator],
+        eps: float | None,
+        restart: int,
+    ) -> Tensor:
+        x, norm = path.x, self.threat.norm
+        shape = tuple(x.shape[1:])
+        settings = {key: value for key, value in spec.settings.items() if key not in OWN}
+        kind = getattr(foolbox.attacks, method.kind)
+        distance = getattr(foolbox.distances, DISTANCES[norm])
+        if "distance" in inspect.signature(kind.__init__).parameters:
+            settings["distance"] = distance
+        if method.kind == "HopSkipJumpAttack":
+            settings.setdefault("constraint", "linf" if norm == "linf" else "l2")
+        attack = kind(**settings)
+        if method.kind == "PointwiseAttack":
+            attack._distance = distance  # its own constructor forgets it
+        if hasattr(attack, "check_trivial"):
             attack.check_trivial = False
-            drawn = torch.stack([directions(method.norm, shape, attack.repeats, source) for source in sources], dim=1)
+            drawn = torch.stack([directions(norm, shape, attack.repeats, source) for source in sources], dim=1)
             prepared = iter(drawn.to(self.device))
             attack.sample_noise = lambda x0: astensor(next(prepared))
         elif getattr(attack, "random_start", False):
-            point = torch.stack([start(method.norm, shape, source) for source in sources]).to(self.device)
+            point = torch.stack([start(norm, shape, source) for source in sources]).to(self.device)
             attack.get_random_start = lambda x0, epsilon: x0 + epsilon * astensor(point)
         losses = str(spec.settings.get("losses", "library")).split(", ")
-        seen = self._under(losses[restart % len(losses)], x, labels)
-        model = foolbox.models.pytorch.PyTorchModel(seen, bounds=self.box, device=self.device)
-        radius = {} if eps is None else {"epsilon": min(eps, self._diameter(method.norm, x[0].numel()))}
-        with warnings.catch_warnings(), seeded(self.device, self.seed, spec.name, restart, samples[0]):
-            warnings.simplefilter("ignore")
-            found: Tensor = attack.run(model, x, Error(labels), **radius)
-        return found.detach()
+        seen = self._under(losses[restart % len(losses)], path, method)
+        model = foolbox.models.pytorch.PyTorchModel(seen, bounds=self.threat.box, device=self.device)
+        given: dict[str, Any] = {} if eps is None else {"epsilon": eps}
+        criterion: Any = Reached(path.labels, path.target)
+        if method.kind == "GenAttack":  # it aims at one class only
+            with torch.no_grad():
+                criterion = foolbox.criteria.TargetedMisclassification(ranked(path.classifier(x), path.labels, 1))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                if method.kind == "DatasetAttack":
+                    attack.feed(model, x)
+                if method.kind not in STARTED:
+                    found: Tensor = attack.run(model, x, criterion, **given)
+                    return found
+                return self._from_starts(attack, model, path)
+        except (CertkitError, Spent, TimeUp):
+            raise
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            reason = f"{type(error).__name__}: {one_line(error, 160)}"
+            raise Refusal(f"attack {spec.name!r} failed on samples of shape {shape}: {reason}; leave it out") from None
 
-    def _diameter(self, norm: Norm, size: int) -> float:
-        """The largest distance within the box: a step in proportion to any larger radius would only hit its corners."""
-        low, high = self.box
-        return (high - low) * (1.0 if norm == "linf" else math.sqrt(size))
+    def _from_starts(self, attack: Any, model: Any, path: Path) -> Tensor:
+        """An attack that walks from a misclassified point back to the input, on the rows for which there is one.
 
-    def _under(self, loss: str, x: Tensor, labels: Tensor) -> nn.Module:
+        The library finds its own, and gives up on the whole batch where one row has none.
+        """
+        first = BLENDED(distance=foolbox.distances.l2)
+        points = first.run(model, path.x, Reached(path.labels, path.target)).detach()
+        with torch.no_grad():
+            rows = path.reached(self.classifier(points))
+        if not bool(rows.any()):
+            return path.best
+        part = path.part(rows).eval()
+        inner = foolbox.models.pytorch.PyTorchModel(part, bounds=self.threat.box, device=self.device)
+        criterion = Reached(part.labels, part.target)
+        found = path.best.clone()
+        found[rows] = attack.run(inner, part.x, criterion, starting_points=points[rows]).detach()
+        path.take(rows, part)
+        return found
+
+    def _under(self, loss: str, path: Path, method: Method) -> nn.Module:
         """The model under which the library's loss is the one asked for: ``library``, ``margin`` or ``rival k``."""
-        if loss == "library":
-            return self.classifier
-        rank = None if loss == "margin" else int(loss.removeprefix("rival "))
-        return Duel(self.classifier, x, labels, rank).eval()
+        if method.knowledge != "white-box" or (loss == "library" and path.target is None):
+            return path
+        rank = None if loss in ("library", "margin") else int(loss.removeprefix("rival "))
+        return Duel(path, rank).eval()

@@ -21,10 +21,11 @@ from certkit.records import Check
 from certkit.statistics import rate
 
 from .model import Classifier, rivals
-from .suites import METHODS
+from .suites import method_of
 
 if TYPE_CHECKING:
-    from .engine import Block
+    from .engine import Block, Engine
+    from .work import Samples
 
 Status = Literal["pass", "flag", "fail", "not evaluated"]
 
@@ -56,8 +57,9 @@ def before(classifier: Classifier, block: Block) -> Before:
     return Before((_evaluation_mode(classifier), _determinism(classifier, runs), _logits(runs[0]), _graph()))
 
 
-def after(classifier: Classifier, facts: Before, campaign: Campaign, images: Images) -> tuple[Check, ...]:
+def after(engine: Engine, facts: Before, campaign: Campaign, samples: Samples) -> tuple[Check, ...]:
     """Every check of a finished campaign, by number."""
+    classifier, images = engine.classifier, samples.images
     found = (
         _clean_accuracy(campaign),
         *facts.checks,
@@ -194,7 +196,7 @@ def _nearest(campaign: Campaign, floor: bool) -> Floats:
     """Per sample the nearest example of the noise, or of everything else; infinite where there is none."""
     nearest = np.full(len(campaign.index), np.inf)
     for name, distance in campaign.by_attack.items():
-        if (METHODS[name].role == "floor") == floor:
+        if (method_of(name).role == "floor") == floor:
             nearest = np.fmin(nearest, distance)
     return nearest
 

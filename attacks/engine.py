@@ -6,27 +6,45 @@
    same rule decides what is right to begin with.
 3. Its distance is measured in float64 on the stored example and rounded up; it counts at eps only if that is at most
    eps. An example of a bounded attack that overshoots its radius by rounding is first pulled inside.
-4. A sample keeps its nearest example. Radii are tried from the smallest up and only on those not yet broken there, so
+4. A sample keeps its nearest example, whichever attack passed it. Radii are tried from the smallest up and only on those not yet broken there, so
    the share of broken samples cannot fall as eps grows.
 5. Random noise is the floor that attacks are measured against: it takes no sample away from them.
+6. Under a targeted goal only the target counts, and only samples that the goal is about are attacked.
+7. A limit of time stops a unit between two forwards, one of memory where the system refuses it: what was found stands,
+   and the unit is marked. Steps and queries are part of the attack and mark nothing.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 
-from certkit.campaign import Flags, Floats, Images, Shard, Unit, Whole, broken_before, distance_up
+from certkit.campaign import (
+    Flags,
+    Floats,
+    Images,
+    Shard,
+    Unit,
+    Whole,
+    broken_before,
+    distance_up,
+    eligible,
+    guided,
+    hits,
+    nearest,
+)
 from certkit.errors import Refusal
 from certkit.records import AttackSpec, Plan
 
-from .backend import Foolbox
+from .backend import Proposer
 from .measure import inside, pulled
-from .model import UNDEFINED, Classifier
-from .suites import METHODS
+from .model import UNDEFINED, Classifier, TimeUp, out_of_memory
+from .suites import method_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,10 +60,10 @@ class Engine:
     """Runs units of one plan on one classifier. A unit's result depends on nothing but the plan, its block, and the
     results of the earlier units of that block."""
 
-    def __init__(self, classifier: Classifier, plan: Plan) -> None:
+    def __init__(self, classifier: Classifier, plan: Plan, surrogate: Classifier | None = None) -> None:
         self.classifier = classifier
         self.plan = plan
-        self.backend = Foolbox(classifier, plan.threat.box, plan.seed)
+        self.proposer = Proposer(classifier, plan.threat, plan.seed, surrogate)
 
     def run(self, unit: Unit, block: Block, earlier: Sequence[Shard]) -> Shard:
         """The unit's result; ``earlier`` holds those of the units before it in the block, ``clean`` first."""
@@ -53,8 +71,10 @@ class Engine:
             return self._clean(block)
         spec = self.plan.attacks[unit.number - 1]
         clean = earlier[0]
+        if self.plan.roles[unit.number - 1] == "guided":
+            return self._guided(spec, block, clean, unit.start, nearest(self.plan, earlier))
         broken = broken_before(self.plan, unit.number, earlier)
-        return self._attack(spec, block, clean.prediction == clean.label, broken)
+        return self._attack(spec, block, eligible(self.plan.threat, clean.label, clean.prediction), broken)
 
     def _clean(self, block: Block) -> Shard:
         rows = len(block.index)
@@ -67,33 +87,69 @@ class Engine:
             label=block.labels,
             attacked=np.zeros(rows, np.bool_),
             found=np.zeros(rows, np.bool_),
+            silent=np.zeros(rows, np.bool_),
             distance=np.full(rows, np.nan),
             prediction=prediction,
             adversarial=np.full_like(block.images, np.nan),
         )
 
     def _attack(self, spec: AttackSpec, block: Block, right: Flags, broken: Floats) -> Shard:
-        """One attack on the samples that are right; ``broken`` is how near each already has an example that counts."""
-        attacked = np.zeros(len(right), np.bool_)
-        best = np.full(len(right), np.inf)
-        prediction = np.full(len(right), UNDEFINED, np.int64)
-        adversarial = np.full_like(block.images, np.nan)
+        """One attack on the samples it is for; ``broken`` is how near each already has an example that counts."""
+        tally = Tally(block, self._deadline())
         for eps, restart in self._rounds(spec):
-            rows = np.flatnonzero(right if eps is None else right & (np.fmin(best, broken) > eps))
-            if not len(rows):
-                continue
-            attacked[rows] = True
-            examples, distance, seen = self._examples(spec, block, rows, eps, restart)
-            nearer = distance < best[rows]
-            kept = rows[nearer]
-            best[kept], prediction[kept], adversarial[kept] = distance[nearer], seen[nearer], examples[nearer]
-        found = np.isfinite(best)
-        return Shard(block.index, block.labels, attacked, found, np.where(found, best, np.nan), prediction, adversarial)
+            rows = np.flatnonzero(right if eps is None else right & (np.fmin(tally.best, broken) > eps))
+            if len(rows) and not self._round(spec, block, rows, eps, restart, tally):
+                break
+        return tally.shard()
+
+    def _guided(self, spec: AttackSpec, block: Block, clean: Shard, start: int, found: Floats) -> Shard:
+        """Bisection between certified radius and nearest example, of the samples where the two are furthest apart.
+
+        The first round searches at the certified radius itself: an example there refutes the certificate. A radius at
+        which every restart fails is taken for the new lower end; no claim follows from it.
+        """
+        plan, guide = self.plan, self.plan.guide
+        if guide is None:
+            raise ValueError("a plan without a certificate guides no attack")
+        low = np.array(guide.radius[start : start + len(found)])
+        asked = guided(plan, clean, start, found)
+        high = np.where(np.isfinite(found), found, np.maximum(plan.threat.eps[-1].value, 2 * low))
+        tally = Tally(block, self._deadline())
+        restarts = int(spec.settings.get("restarts", 1))
+        for attempt in range(int(spec.settings.get("rounds", 8))):
+            radius = np.where(attempt == 0, low, (low + high) / 2)
+            for restart in range(restarts):
+                rows = np.flatnonzero(asked & (radius > 0) & (tally.best > radius))
+                if len(rows) and not self._round(spec, block, rows, radius[rows], attempt * restarts + restart, tally):
+                    return tally.shard()
+            broken = tally.best <= radius
+            low, high = np.where(broken, low, radius), np.where(broken, tally.best, high)
+        tally.attacked |= asked
+        return tally.shard()
+
+    def _deadline(self) -> float | None:
+        seconds = self.plan.threat.budget.seconds
+        return None if seconds is None else time.monotonic() + seconds
+
+    def _round(
+        self, spec: AttackSpec, block: Block, rows: Whole, eps: float | Floats | None, restart: int, tally: Tally
+    ) -> bool:
+        """One search on some rows, what it found entered in the tally; False when a limit stopped it."""
+        tally.attacked[rows] = True
+        try:
+            tally.enter(rows, *self._examples(spec, block, rows, eps, restart, tally.deadline))
+        except TimeUp:
+            tally.stopped = "seconds"
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            tally.stopped = "memory"
+        return not tally.stopped
 
     def _rounds(self, spec: AttackSpec) -> Iterator[tuple[float | None, int]]:
         """The radii from the smallest up, each with its restarts; None for an attack that looks for its own radius."""
         restarts = range(int(spec.settings.get("restarts", 1)))
-        if METHODS[spec.name].role == "minimum":
+        if method_of(spec.name).role == "minimum":
             yield from ((None, restart) for restart in restarts)
             return
         # At radius 0 there is nothing to move.
@@ -101,29 +157,42 @@ class Engine:
         yield from ((eps, restart) for eps in radii for restart in restarts)
 
     def _examples(
-        self, spec: AttackSpec, block: Block, rows: Whole, eps: float | None, restart: int
-    ) -> tuple[Images, Floats, Whole]:
-        """For each row a candidate, its distance (infinite unless it counts) and the prediction on it."""
+        self,
+        spec: AttackSpec,
+        block: Block,
+        rows: Whole,
+        eps: float | Floats | None,
+        restart: int,
+        deadline: float | None,
+    ) -> tuple[Images, Floats, Whole, Flags]:
+        """For each row a candidate, its distance (infinite unless it counts), the prediction on it, and whether the
+        attack had lost it again."""
         images, labels = block.images[rows], block.labels[rows]
-        device = self.classifier.device
+        device, threat = self.classifier.device, self.plan.threat
         x, y = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
         samples = [int(sample) for sample in block.index[rows]]
-        proposed = self.backend.propose(spec, x, y, samples, eps, restart).float().cpu().numpy()
-        low, high = (np.float32(end) for end in self.plan.threat.box)
-        finite = np.isfinite(proposed).reshape(len(rows), -1).all(axis=1).reshape(-1, *[1] * (images.ndim - 1))
-        examples = np.clip(np.where(finite, proposed, images), low, high)
+        asked = torch.from_numpy(eps) if isinstance(eps, np.ndarray) else eps
+        with self.classifier.within(deadline):
+            proposed = self.proposer.propose(spec, x, y, samples, asked, restart)
+        candidates = proposed.examples.float().cpu().numpy()
+        low, high = (np.float32(end) for end in threat.box)
+        finite = np.isfinite(candidates).reshape(len(rows), -1).all(axis=1).reshape(-1, *[1] * (images.ndim - 1))
+        examples = np.clip(np.where(finite, candidates, images), low, high)
+        radius = np.inf if eps is None else eps
         if eps is not None:
-            examples = inside(self.plan.threat.norm, images, examples, eps)
+            examples = inside(threat.norm, images, examples, eps)
         distance = np.full(len(rows), np.inf)
         prediction = np.full(len(rows), UNDEFINED, np.int64)
-        hopeful = np.flatnonzero(self.classifier.wrong(examples, labels))
+        hopeful = np.flatnonzero(hits(threat, labels, self.classifier.batch(examples, labels)))
         if halvings := int(spec.settings.get("bisection", 0)):
             here, own = images[hopeful], labels[hopeful]
-            nearer = pulled(here, examples[hopeful], lambda points: self.classifier.wrong(points, own), halvings)
-            self._judge(images, labels, hopeful, nearer, eps, (examples, distance, prediction))
+            nearer = pulled(
+                here, examples[hopeful], lambda points: hits(threat, own, self.classifier.batch(points, own)), halvings
+            )
+            self._judge(images, labels, hopeful, nearer, radius, (examples, distance, prediction))
             hopeful = hopeful[np.isinf(distance[hopeful])]  # what bisection spoilt may still count as it was
-        self._judge(images, labels, hopeful, examples[hopeful], eps, (examples, distance, prediction))
-        return examples, distance, prediction
+        self._judge(images, labels, hopeful, examples[hopeful], radius, (examples, distance, prediction))
+        return examples, distance, prediction, proposed.silent.cpu().numpy() & np.isfinite(distance)
 
     def _judge(
         self,
@@ -131,7 +200,7 @@ class Engine:
         labels: Whole,
         rows: Whole,
         candidates: Images,
-        eps: float | None,
+        radius: float | Floats,
         into: tuple[Images, Floats, Whole],
     ) -> None:
         """Write into examples, distances and predictions those candidates that count, each run alone."""
@@ -140,6 +209,44 @@ class Engine:
             return
         seen = self.classifier.alone(candidates, labels[rows])
         size = distance_up(self.plan.threat.norm, images[rows], candidates)
-        counts = (seen != labels[rows]) & (size <= (np.inf if eps is None else eps))
+        within = size <= (radius[rows] if isinstance(radius, np.ndarray) else radius)
+        counts = hits(self.plan.threat, labels[rows], seen) & within
         kept = rows[counts]
         examples[kept], distance[kept], prediction[kept] = candidates[counts], size[counts], seen[counts]
+
+
+class Tally:
+    """What one unit has found so far: each sample's nearest example, over its rounds."""
+
+    def __init__(self, block: Block, deadline: float | None) -> None:
+        self.block = block
+        self.deadline = deadline
+        self.attacked = np.zeros(len(block.index), np.bool_)
+        self.silent = np.zeros(len(block.index), np.bool_)
+        self.best = np.full(len(block.index), np.inf)
+        self.prediction = np.full(len(block.index), UNDEFINED, np.int64)
+        self.adversarial = np.full_like(block.images, np.nan)
+        self.stopped: Literal["", "seconds", "memory"] = ""
+
+    def enter(self, rows: Whole, examples: Images, distance: Floats, seen: Whole, silent: Flags) -> None:
+        """Keep what is nearer than before."""
+        nearer = distance < self.best[rows]
+        kept = rows[nearer]
+        self.best[kept], self.prediction[kept] = distance[nearer], seen[nearer]
+        self.adversarial[kept], self.silent[kept] = examples[nearer], silent[nearer]
+
+    def shard(self) -> Shard:
+        """The unit's result."""
+        found = np.isfinite(self.best)
+        block, distance = self.block, np.where(found, self.best, np.nan)
+        return Shard(
+            index=block.index,
+            label=block.labels,
+            attacked=self.attacked,
+            found=found,
+            silent=self.silent,
+            distance=distance,
+            prediction=self.prediction,
+            adversarial=self.adversarial,
+            stopped=self.stopped,
+        )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from certkit.campaign import Flags, Floats, Images, distance_up
-from certkit.records import Norm
+from certkit.records import AttackNorm
 
 SHRINK = (0.0, 2.0**-40, 2.0**-30, 2.0**-24, 2.0**-16)
 
@@ -22,24 +22,34 @@ def between(inputs: Images, examples: Images, share: Floats) -> Images:
     return np.where(share == 1, examples, point)
 
 
-def inside(norm: Norm, inputs: Images, examples: Images, eps: float) -> Images:
+def inside(norm: AttackNorm, inputs: Images, examples: Images, eps: float | Floats) -> Images:
     """Each example, shortened where it lies outside the radius by so little that it then lies inside by float64.
 
     The library projects in float32 and overshoots by up to 1e-6 of the radius; without this such an example would not
-    count. Entries are rounded towards the input, so that rounding cannot undo the shortening.
+    count. Entries are rounded towards the input, so that rounding cannot undo the shortening. Under l0 nothing can be
+    shortened: the smallest moves are taken back until as few entries differ as the radius allows.
     """
     result = examples.copy()
+    if norm == "l0":
+        moves = np.abs(examples - inputs).reshape(len(inputs), -1)
+        order = np.argsort(-moves, axis=1, kind="stable")[:, int(min(float(np.min(eps)), moves.shape[1])) :]
+        np.put_along_axis(
+            result.reshape(moves.shape), order, np.take_along_axis(inputs.reshape(moves.shape), order, 1), 1
+        )
+        return result
     distance = distance_up(norm, inputs, examples)
+    each = np.broadcast_to(np.asarray(eps, np.float64), distance.shape)
     for shrink in SHRINK:
-        outside = distance > eps
+        outside = distance > each
         if not outside.any():
             break
+        radius = each[outside].reshape(-1, *[1] * (inputs.ndim - 1))
         x, move = inputs[outside].astype(np.float64), examples[outside] - inputs[outside].astype(np.float64)
         if norm == "linf":
-            short = x + np.clip(move, -eps * (1 - shrink), eps * (1 - shrink))
+            short = x + np.clip(move, -radius * (1 - shrink), radius * (1 - shrink))
         else:
-            scale = eps / distance_up(norm, inputs[outside], examples[outside]) * (1 - shrink)
-            short = x + move * scale.reshape(-1, *[1] * (x.ndim - 1))
+            scale = (1 - shrink) / distance_up(norm, inputs[outside], examples[outside])
+            short = x + move * radius * scale.reshape(-1, *[1] * (x.ndim - 1))
         rounded = short.astype(np.float32)
         too_far = np.abs(rounded - x) > np.abs(short - x)
         result[outside] = np.where(too_far, np.nextafter(rounded, inputs[outside]), rounded)

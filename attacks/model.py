@@ -5,6 +5,7 @@ Shape suffixes: B batch, K classes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,11 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from certkit.campaign import Flags, Images, Whole
+from certkit.campaign import Images, Whole
 from certkit.errors import CertkitError, Refusal, one_line
 from certkit.machine import pinned
 
 UNDEFINED = -1
+
+
+class TimeUp(Exception):
+    """The time that a unit of work may take is over; no error of the user's, the unit is marked."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is the system refusing memory, in one of the ways in which torch says so."""
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 class Classifier(nn.Module):
@@ -28,14 +39,30 @@ class Classifier(nn.Module):
         self.module = module
         self.device = device
         self.dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+        self.queries = 0  # samples run so far; for the log
+        self._deadline: float | None = None
+
+    @contextmanager
+    def within(self, deadline: float | None) -> Iterator[None]:
+        """No forward begins after the deadline (``time.monotonic()``): it raises TimeUp instead."""
+        self._deadline = deadline
+        try:
+            yield
+        finally:
+            self._deadline = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Images in float32 -> logits. Raises Refusal when the module fails or gives anything else."""
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise TimeUp
+        self.queries += len(x)
         try:
             logits_BK = self.module(x.to(self.dtype))
         except CertkitError:
             raise
-        except Exception as error:  # noqa: BLE001 - the module is the user's and may raise anything
+        except Exception as error:
+            if out_of_memory(error):
+                raise
             raise Refusal(
                 f"the model failed on a batch of shape {tuple(x.shape)}: {type(error).__name__}: {one_line(error, 160)}"
             ) from None
@@ -54,12 +81,6 @@ class Classifier(nn.Module):
         with torch.no_grad():
             return int(self(torch.from_numpy(images).to(self.device)).shape[1])
 
-    def wrong(self, images: Images, labels: Whole) -> Flags:
-        """Which samples of the batch are misclassified: fast, and for searching only, because rounding depends on the
-        batch a sample stands in."""
-        missed: Flags = self.batch(images, labels) != labels
-        return missed
-
     def alone(self, images: Images, labels: Whole) -> Whole:
         """The prediction on each sample by itself, one forward each: what a campaign records.
 
@@ -71,7 +92,8 @@ class Classifier(nn.Module):
         return np.concatenate(one) if one else np.zeros(0, np.int64)
 
     def batch(self, images: Images, labels: Whole) -> Whole:
-        """The prediction on each sample of one batch; see ``predictions``."""
+        """The prediction on each sample of one batch; see ``predictions``. Fast, and for searching only, because rounding
+        depends on the batch a sample stands in."""
         if not len(images):
             return np.zeros(0, np.int64)
         with torch.no_grad():

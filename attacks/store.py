@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from certkit.campaign import CLEAN, SCHEMA, Shard, Unit, read_shard, seal, shard_metadata
+from certkit.campaign import CLEAN, SCHEMA, Checks, Shard, Unit, read_shard, seal, shard_metadata
 from certkit.errors import CertkitError, ConfigError, Incomplete, RecordError
 from certkit.files import load, save, write_atomic
 from certkit.records import Check, Plan
@@ -31,8 +32,11 @@ else:
     fcntl = _fcntl
 
 
+WAIT = 10.0  # seconds for what a killed campaign left running to end
+
+
 class Store:
-    """The folder of one campaign, held by one process."""
+    """The folder of one campaign, held by one process and joined by its workers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,6 +59,15 @@ class Store:
     def put_checks(self, plan: Plan, checks: tuple[Check, ...]) -> None:
         """Store the checks, bound to the shards that are there: every unit must be."""
         save(seal(self.folder, plan, checks), self.folder / "checks.json")
+
+    def checks(self, plan: Plan) -> tuple[Check, ...] | None:
+        """The checks that are there, if they are those of the shards beside them."""
+        path = self.folder / "checks.json"
+        try:
+            held = load(Checks, path)
+        except RecordError:
+            return None
+        return held.checks if seal(self.folder, plan, held.checks) == held else None
 
     def log(self, entry: dict[str, Any]) -> None:
         """One line for people; times stand here and nowhere else."""
@@ -89,10 +102,39 @@ def opened(out: Path, plan: Plan) -> Iterator[Store]:
                 raise ConfigError(
                     f"{store.folder}: another process is running this campaign; wait for it or choose another --out"
                 ) from None
+        _wait_for_workers(store.folder)
         _claim(store.folder / "plan.json", plan)
         for left in [*store.folder.glob(".*.tmp"), *store.shards.glob(".*.tmp")]:
             left.unlink(missing_ok=True)
         yield store
+
+
+@contextmanager
+def joined(folder: Path) -> Iterator[Store]:
+    """The store as a worker sees it: the process that sent it here holds it."""
+    store = Store(folder)
+    with (folder / ".workers").open("a") as lock:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        yield store
+
+
+def _wait_for_workers(folder: Path) -> None:
+    """Raises ConfigError when workers of an earlier run are still at work after a while."""
+    if fcntl is None:
+        return
+    until = time.monotonic() + WAIT
+    with (folder / ".workers").open("a") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                if time.monotonic() > until:
+                    raise ConfigError(
+                        f"{folder}: workers of this campaign are still running; wait for them, or end them"
+                    ) from None
+                time.sleep(0.1)
 
 
 def _claim(path: Path, plan: Plan) -> None:
@@ -122,6 +164,7 @@ def encode(unit: Unit, shard: Shard) -> bytes:
         pa.array([unit.attack] * rows, pa.string()),
         pa.array(shard.attacked, pa.bool_()),
         pa.array(shard.found, pa.bool_()),
+        pa.array(shard.silent, pa.bool_()),
         pa.array(shard.distance, pa.float64(), mask=missing),
         pa.array(shard.prediction, pa.int64(), mask=None if unit.attack == CLEAN else missing),
         pa.ListArray.from_arrays(pa.array(ends, pa.int32()), values, mask=pa.array(missing)),

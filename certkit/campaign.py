@@ -26,7 +26,19 @@ from numpy.typing import NDArray
 
 from certkit.errors import Incomplete, RecordError, Tampered, one_line
 from certkit.files import digest, digest_file, load
-from certkit.records import AttackSpec, AttackSummary, CampaignSummary, Check, Norm, Plan, Record, Sha256
+from certkit.records import (
+    Adversary,
+    AttackNorm,
+    AttackSpec,
+    AttackSummary,
+    CampaignSummary,
+    Check,
+    Plan,
+    Rate,
+    Record,
+    Sha256,
+)
+from certkit.statistics import rate
 
 Floats: TypeAlias = NDArray[np.float64]
 Images: TypeAlias = NDArray[np.float32]
@@ -41,6 +53,7 @@ SCHEMA = pa.schema(
         ("attack", pa.string()),
         ("attacked", pa.bool_()),
         ("found", pa.bool_()),
+        ("silent", pa.bool_()),
         ("distance", pa.float64()),
         ("prediction", pa.int64()),
         ("adversarial", pa.list_(pa.float32())),
@@ -102,36 +115,42 @@ class Shard:
     """What came of one unit, a row per sample.
 
     ``distance`` and ``adversarial`` are NaN and ``prediction`` is -1 where nothing was found. In the unit ``clean``
-    nothing is attacked, and ``prediction`` is the model's on the sample itself.
+    nothing is attacked, and ``prediction`` is the model's on the sample itself. ``silent``: the attack passed over an
+    example on its way and did not return it; the campaign kept it. ``stopped`` says which limit, time or memory, cut
+    the unit off before its end, and is empty when none did.
     """
 
     index: Whole
     label: Whole
     attacked: Flags
     found: Flags
+    silent: Flags
     distance: Floats
     prediction: Whole
     adversarial: Images
+    stopped: Literal["", "seconds", "memory"] = ""
 
     @property
     def sha256(self) -> str:
         """The digest of every value, in one fixed byte order."""
         whole, floats = [self.index, self.label, self.prediction], [self.distance]
         parts = [array.astype("<i8").tobytes() for array in whole] + [array.astype("<f8").tobytes() for array in floats]
-        parts += [flags.astype("<u1").tobytes() for flags in (self.attacked, self.found)]
+        parts += [flags.astype("<u1").tobytes() for flags in (self.attacked, self.found, self.silent)]
         # Only what was found is stored: the filling of the other rows is no value.
         parts += [
             np.asarray(self.adversarial.shape, "<i8").tobytes(),
             self.adversarial[self.found].astype("<f4").tobytes(),
+            self.stopped.encode(),
         ]
         return digest(b"".join(parts))
 
 
 def shard_metadata(unit: Unit, shard: Shard) -> dict[str, str]:
-    """What a shard says of itself: the unit it belongs to, the shape of one sample, the digest of its values."""
+    """What a shard says of itself: its unit, the shape of one sample, what stopped it, the digest of its values."""
     return {
         "certkit.unit": json.dumps(asdict(unit), sort_keys=True),
         "certkit.shape": json.dumps(shard.adversarial.shape[1:]),
+        "certkit.stopped": shard.stopped,
         "certkit.content": shard.sha256,
     }
 
@@ -171,18 +190,30 @@ def _checked(path: Path, unit: Unit, table: Any) -> Shard:
         label=table["label"].to_numpy(),
         attacked=table["attacked"].to_numpy(),
         found=found,
+        silent=table["silent"].to_numpy(),
         distance=table["distance"].to_numpy(),
         prediction=table["prediction"].fill_null(-1).to_numpy(),
         adversarial=adversarial,
+        stopped=_limit(metadata["certkit.stopped"]),
     )
     if shard.sha256 != metadata.get("certkit.content"):
         raise refuse("its values do not match their digest")
     distance = shard.distance[found]
     if not (np.isfinite(distance).all() and (distance >= 0).all() and np.isfinite(adversarial[found]).all()):
         raise refuse("a distance or an example is not finite")
-    if (found & ~shard.attacked).any() or not np.array_equal(np.isnan(shard.distance), ~found):
+    if (
+        (found & ~shard.attacked).any()
+        or (shard.silent & ~found).any()
+        or not np.array_equal(np.isnan(shard.distance), ~found)
+    ):
         raise refuse("it finds what it did not attack")
     return shard
+
+
+def _limit(text: str) -> Literal["", "seconds", "memory"]:
+    if text not in ("", "seconds", "memory"):
+        raise ValueError(f"stopped by {text!r}")
+    return text  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,7 +222,8 @@ class Campaign:
 
     One row per sample in data order. ``distance`` is float64, rounded up, and NaN where no example was found (``at``
     gives None there); ``attack`` names who found it, ``adversarial`` is the float32 example as stored. A sample that is
-    wrong without any attack is not ``clean_correct``; it was never attacked and has no example.
+    wrong without any attack is not ``clean_correct``; it was never attacked and has no example. ``units_executed``
+    counts the units that ran to their end: what a limit of time or memory stopped is not among them.
     """
 
     plan: Plan
@@ -205,6 +237,7 @@ class Campaign:
     adversarial: Images
     by_attack: dict[str, Floats]
     examples: dict[str, Images]
+    silent: dict[str, int]
     summaries: tuple[AttackSummary, ...]
     units_planned: int
     units_executed: int
@@ -218,6 +251,17 @@ class Campaign:
     def robust(self, eps: float) -> Flags:
         """Which samples are right and were not broken at any distance up to eps; never grows as eps grows."""
         return self.clean_correct & ~(self.distance <= eps)
+
+    def success(self, attack: str, eps: float) -> Rate:
+        """The share of the samples that are right without attack, and so attacked, which this attack broke within eps."""
+        asked = eligible(self.plan.threat, self.label, self.prediction)
+        return rate(int((asked & (self.by_attack[attack] <= eps)).sum()), int(asked.sum()))
+
+    @property
+    def validity(self) -> Literal["valid", "limited", "invalid"]:
+        """What the campaign's own checks make of it: invalid when one fails, limited when one is flagged."""
+        found = {check.status for check in self.checks}
+        return "invalid" if "fail" in found else "limited" if "flag" in found else "valid"
 
     def summary(self) -> CampaignSummary:
         """The campaign in numbers, for the audit."""
@@ -283,14 +327,16 @@ def gather(plan: Plan, blocks: Sequence[Sequence[Shard]]) -> Campaign:
         raise Tampered(
             "the shards of this campaign hold samples of different shapes; run it again into an empty folder"
         )
-    for block in blocks:
+    for start, block in zip(range(0, plan.data.count, plan.block), blocks, strict=True):
         clean, *attacks = block
         for number, shard in enumerate(attacks, 1):
             if not (np.array_equal(shard.index, clean.index) and np.array_equal(shard.label, clean.label)):
                 raise Tampered(
                     "two shards of one block hold different samples; run the attack again into an empty folder"
                 )
-            if clean.attacked.any() or not np.array_equal(shard.attacked, _attacked(plan, number, block[:number])):
+            asked = _attacked(plan, number, block[:number], start)
+            differs = shard.attacked & ~asked if shard.stopped else shard.attacked != asked
+            if clean.attacked.any() or differs.any():
                 raise Tampered(
                     f"a shard of {plan.attacks[number - 1].name} did not attack the samples that the plan gives it; "
                     "run the attack again into an empty folder"
@@ -318,37 +364,82 @@ def gather(plan: Plan, blocks: Sequence[Sequence[Shard]]) -> Campaign:
         adversarial=adversarial,
         by_attack={spec.name: run.distance for spec, run in zip(plan.attacks, runs, strict=True)},
         examples={spec.name: run.adversarial for spec, run in zip(plan.attacks, runs, strict=True)},
+        silent={spec.name: int(run.silent.sum()) for spec, run in zip(plan.attacks, runs, strict=True)},
         summaries=tuple(
             _summary(spec, run, (winner == number) & (distance <= largest), largest)
             for number, (spec, run) in enumerate(zip(plan.attacks, runs, strict=True))
         ),
         units_planned=planned,
-        units_executed=sum(len(block) for block in blocks),
+        units_executed=sum(not shard.stopped for block in blocks for shard in block),
         checks=(),
     )
+
+
+def eligible(threat: Adversary, label: Whole, prediction: Whole) -> Flags:
+    """Which samples the threat is about: those that are right without attack and not already where it wants them."""
+    asked: Flags = prediction == label
+    if threat.target is not None:
+        asked = asked & (label != threat.target)
+    return asked if threat.source is None else asked & (label == threat.source)
+
+
+def hits(threat: Adversary, label: Whole, prediction: Whole) -> Flags:
+    """Which predictions reach the goal: another class than the label, or the target."""
+    reached: Flags = prediction != label if threat.target is None else prediction == threat.target
+    return reached
+
+
+def nearest(plan: Plan, earlier: Sequence[Shard]) -> Floats:
+    """How near each sample has an example by now, that of noise apart; infinite where it has none.
+
+    ``earlier`` holds the block's shards so far, ``clean`` first.
+    """
+    found = np.full(len(earlier[0].index), np.inf)
+    for role, shard in zip(plan.roles, earlier[1:], strict=False):
+        if role != "floor":
+            found = np.fmin(found, shard.distance)
+    return found
 
 
 def broken_before(plan: Plan, number: int, earlier: Sequence[Shard]) -> Floats:
     """How near each sample has an example that spares it the plan's ``number``-th attack; infinite where it has none.
 
-    ``earlier`` holds the block's shards before it, ``clean`` first. Only a bounded attack is spared what is broken, and
-    noise, the floor it is measured against, takes no sample away from it.
+    Only a bounded attack is spared what is broken, and noise, the floor it is measured against, takes no sample away.
     """
-    nearest = np.full(len(earlier[0].index), np.inf)
     if plan.roles[number - 1] == "bounded":
-        for role, shard in zip(plan.roles[: number - 1], earlier[1:], strict=True):
-            if role != "floor":
-                nearest = np.fmin(nearest, shard.distance)
-    return nearest
+        return nearest(plan, earlier[:number])
+    return np.full(len(earlier[0].index), np.inf)
 
 
-def _attacked(plan: Plan, number: int, earlier: Sequence[Shard]) -> Flags:
+def guided(plan: Plan, clean: Shard, start: int, found: Floats) -> Flags:
+    """Whom the certificate-guided attack gets: the quarter of the block whose certified radius and nearest example are
+    furthest apart, and at least one.
+
+    A sample that nothing broke counts as broken just beyond the largest radius of the plan; a gap that is closed is
+    none. Equal gaps go to the earlier sample.
+    """
+    if plan.guide is None:
+        raise ValueError("a plan without a certificate guides no attack")
+    radius = np.array(plan.guide.radius[start : start + len(found)])
+    gap = np.fmin(found, max(np.nextafter(plan.threat.eps[-1].value, np.inf), float(radius.max()) * 2)) - radius
+    asked = eligible(plan.threat, clean.label, clean.prediction) & (gap > 0)
+    order = np.argsort(np.where(asked, -gap, np.inf), kind="stable")[: max(1, len(found) // 4)]
+    chosen = np.zeros(len(found), np.bool_)
+    chosen[order] = True
+    given: Flags = chosen & asked
+    return given
+
+
+def _attacked(plan: Plan, number: int, earlier: Sequence[Shard], start: int) -> Flags:
     """Whom the plan's ``number``-th attack gets: whoever is right and not spared at the smallest radius above 0."""
-    right: Flags = earlier[0].prediction == earlier[0].label
+    right = eligible(plan.threat, earlier[0].label, earlier[0].prediction)
     if plan.roles[number - 1] == "minimum":
         return right
+    if plan.roles[number - 1] == "guided":
+        return guided(plan, earlier[0], start, nearest(plan, earlier))
     smallest = min((eps.value for eps in plan.threat.eps if eps.value > 0), default=math.inf)
-    return right & (broken_before(plan, number, earlier) > smallest)
+    left: Flags = right & (broken_before(plan, number, earlier) > smallest)
+    return left
 
 
 def _summary(spec: AttackSpec, run: Shard, best: Flags, largest: float) -> AttackSummary:
@@ -357,15 +448,18 @@ def _summary(spec: AttackSpec, run: Shard, best: Flags, largest: float) -> Attac
 
 
 def _joined(shards: Sequence[Shard]) -> Shard:
-    return Shard(**{name: np.concatenate([getattr(shard, name) for shard in shards]) for name in Shard.__slots__})
+    names = [name for name in Shard.__slots__ if name != "stopped"]
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(shard, name) for shard in shards]) for name in names}
+    return Shard(**arrays)
 
 
-def distance_up(norm: Norm, inputs: Images, examples: Images) -> Floats:
+def distance_up(norm: AttackNorm, inputs: Images, examples: Images) -> Floats:
     """For each row a float64 that is not below ||example - input||: the distance an attacker is charged for.
 
     linf: a difference of float64 is exact unless its two-sum remainder says otherwise (Knuth, TAOCP 2, 4.2.2), and only
     then is it rounded up. l2: differences, squares, their correctly rounded sum (fsum) and the root are off by at most
-    five roundings of 2^-53, and the factor 1 + 2^-50 is worth eight.
+    five roundings of 2^-53, and the factor 1 + 2^-50 is worth eight; token: the largest of these over all tokens. l1:
+    two roundings, likewise. l0: entries that differ are counted, which is exact.
     """
     size_of_one = math.prod(inputs.shape[1:])
     a = examples.reshape(-1, size_of_one).astype(np.float64)
@@ -377,4 +471,12 @@ def distance_up(norm: Norm, inputs: Images, examples: Images) -> Floats:
         size = np.abs(difference)
         largest: Floats = np.where(remainder == 0, size, np.nextafter(size, np.inf)).max(axis=1, initial=0.0)
         return largest
+    if norm == "l0":
+        changed: Floats = (a != b).sum(axis=1).astype(np.float64)
+        return changed
+    if norm == "l1":
+        return np.array([math.fsum(row) * (1 + 2.0**-50) for row in np.abs(difference)])
+    if norm == "token":
+        tokens = np.square(difference).reshape(len(a), -1, inputs.shape[-1])
+        return np.array([max(math.sqrt(math.fsum(one)) for one in row) * (1 + 2.0**-50) for row in tokens])
     return np.array([math.sqrt(math.fsum(row)) * (1 + 2.0**-50) for row in np.square(difference)])

@@ -23,6 +23,8 @@ FORMAT = 1
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 Norm = Literal["l2", "linf"]
+AttackNorm = Literal["l2", "linf", "l1", "l0", "token"]
+Role = Literal["floor", "minimum", "bounded", "guided"]
 Verdict = Literal["REFUTED", "NOT REFUTED", "INCONCLUSIVE", "NOT EVALUATED"]
 
 
@@ -244,20 +246,68 @@ class AttackSpec(Record):
     settings: dict[str, float | int | str | bool]
 
 
+class Budget(Record):
+    """What may be spent: ``steps`` and ``queries`` (on one sample, by one attack at one radius) bound the work itself.
+
+    ``seconds`` never shapes a result: it stops a unit of work, which is then marked and makes the campaign inconclusive.
+    """
+
+    steps: Annotated[int, Field(ge=1)] | None
+    queries: Annotated[int, Field(ge=1)] | None
+    seconds: Annotated[float, Field(gt=0)] | None
+
+
+class Adversary(Record):
+    """The threat model of a campaign, complete: none of its parts has a default here.
+
+    Goals: ``untargeted``, any class but the label; ``targeted``, the class ``target``; ``pair``, samples of class
+    ``source`` to the class ``target``. Knowledge: ``white-box``, everything; ``score``, the logits; ``decision``, the
+    predicted class; ``transfer``, nothing but another network. Norms: ``l0`` counts changed entries, ``token`` is the
+    largest l2 norm over the last axis, one token at a time.
+    """
+
+    norm: AttackNorm
+    eps: Annotated[tuple[Eps, ...], Field(min_length=1)]
+    box: tuple[float, float]
+    goal: Literal["untargeted", "targeted", "pair"]
+    source: Count | None
+    target: Count | None
+    knowledge: Literal["white-box", "score", "decision", "transfer"]
+    budget: Budget
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Adversary:
+        named = (self.source is not None, self.target is not None)
+        wanted = {"untargeted": (False, False), "targeted": (False, True), "pair": (True, True)}[self.goal]
+        if named != wanted or (self.goal == "pair" and self.source == self.target):
+            raise ValueError(f"goal {self.goal} does not go with source {self.source} and target {self.target}")
+        return self
+
+
+class Guide(Record):
+    """What the certificate-guided attack reads: certified radii, one per sample of the plan's data, in its order."""
+
+    certificate_sha256: Sha256
+    radius: tuple[Annotated[float, Field(ge=0)], ...]
+
+
 class Plan(Record):
     """What a campaign will do and with what, written and hashed before it starts.
 
-    ``roles`` says who each attack gets: ``bounded`` those not yet broken at a radius, ``minimum`` and ``floor`` everyone.
+    ``roles`` says who each attack gets: ``bounded`` those not yet broken at a radius, ``minimum`` and ``floor``
+    everyone, ``guided`` those furthest from their certificate, on top of everything else.
     """
 
     format: Literal[1] = 1
     kind: Literal["certkit.plan"] = "certkit.plan"
     subject: Subject
-    threat: Threat
+    threat: Adversary
     data: Data
     suite: str
     attacks: tuple[AttackSpec, ...]
-    roles: tuple[Literal["floor", "minimum", "bounded"], ...]
+    roles: tuple[Role, ...]
+    surrogate: Subject | None
+    guide: Guide | None
     seed: Count
     block: Annotated[int, Field(ge=1)]
     threads: Annotated[int, Field(ge=1)]
@@ -268,6 +318,10 @@ class Plan(Record):
     def _each_attack_has_a_role(self) -> Plan:
         if len(self.roles) != len(self.attacks):
             raise ValueError(f"{len(self.attacks)} attacks come with {len(self.roles)} roles")
+        if ("guided" in self.roles) != (self.guide is not None):
+            raise ValueError("a certificate goes with the attack that it guides")
+        if self.guide is not None and len(self.guide.radius) != self.data.count:
+            raise ValueError(f"{len(self.guide.radius)} certified radii come with {self.data.count} samples")
         return self
 
     @property

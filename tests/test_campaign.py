@@ -229,9 +229,9 @@ def test_importing_the_package_loads_no_torch() -> None:
 
 def test_a_shard_is_plain_parquet_without_times(undisturbed: Path) -> None:
     table = pq.read_table(shards(undisturbed)[0])
-    names = ["index", "label", "attack", "attacked", "found", "distance", "prediction", "adversarial"]
+    names = ["index", "label", "attack", "attacked", "found", "silent", "distance", "prediction", "adversarial"]
     assert table.column_names == names
-    stored_text = b"".join(stored(undisturbed).values())
+    stored_text = b"".join(path.read_bytes() for path in shards(undisturbed))
     assert b"seconds" not in stored_text
     assert b"seconds" in (undisturbed / "campaign" / "log.jsonl").read_bytes()
 
@@ -526,10 +526,10 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"eps": "0.25"},
         "eps '0.25' is no list; expected radii such as ['0.25', '36/255']",
     ),
-    "unknown norm": ({"norm": "l3"}, "norm 'l3' is unknown; expected one of l2, linf"),
+    "unknown norm": ({"norm": "l3"}, "norm 'l3' is unknown; expected one of l2, linf, l1, l0, token"),
     "unknown suite": (
         {"suite": "standart"},
-        "suite 'standart' is unknown; expected one of quick, standard; did you mean 'standard'?",
+        "suite 'standart' is unknown; expected one of quick, standard, full, none; did you mean 'standard'?",
     ),
     "negative seed": ({"seed": -1}, "seed -1 cannot be used; expected a whole number of at least 0"),
     "empty block": ({"block": 0}, "block 0 cannot be used; expected a whole number of at least 1"),
