@@ -71,7 +71,7 @@ def read(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
     state = _unpickled(raw, name) if foreign else _parsed(raw, name)
     for key, tensor in state.items():
         _finite(name, key, tensor)
-    return Checkpoint(state=state, config=_config(file.with_name(CONFIG)), sha256=digest(raw), name=name)
+    return Checkpoint(state=state, config=settings(file.with_name(CONFIG)), sha256=digest(raw), name=name)
 
 
 def write(directory: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Path:
@@ -261,18 +261,18 @@ def _finite(name: str, key: str, tensor: Tensor) -> None:
         raise CheckpointError(f"{name}: tensor {one_line(key, 120)!r} holds {fault}; expected finite weights")
 
 
-def _config(path: Path) -> dict[str, Any] | None:
-    """The configuration beside the weights, or None. Raises CheckpointError unless it is a JSON object of sane size."""
+def settings(path: Path) -> dict[str, Any] | None:
+    """The configuration in a file, or None. Raises CheckpointError unless it is a JSON object of sane size."""
     if not path.exists():
         return None
     try:
         if not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
-            raise CheckpointError(f"{CONFIG}: larger than {MAX_CONFIG_BYTES} bytes or not a regular file")
+            raise CheckpointError(f"{path.name}: larger than {MAX_CONFIG_BYTES} bytes or not a regular file")
         value = read_json(path)
     except RecordError as error:
         raise CheckpointError(str(error)) from None
     except OSError as error:
-        raise CheckpointError(f"{CONFIG}: cannot be read ({error.strerror or error})") from None
+        raise CheckpointError(f"{path.name}: cannot be read ({error.strerror or error})") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{CONFIG}: holds a {type(value).__name__}; expected a JSON object")
+        raise CheckpointError(f"{path.name}: holds a {type(value).__name__}; expected a JSON object")
     return value

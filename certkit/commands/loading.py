@@ -31,23 +31,54 @@ def load_inputs(checkpoint: Path, given: dict[str, Any]) -> Inputs:
     """The network and the samples that the options name, read once."""
     from certkit.data import load
 
-    model, subject = load_model(checkpoint, factory=given["model"], allow_pickle=given["allow_pickle"])
-    return Inputs(model, subject, load(given["data"], given["split"], limit=given["limit"]))
+    model, subject = load_model(
+        checkpoint,
+        factory=given["model"],
+        allow_pickle=given["allow_pickle"],
+        normalisation=given.get("normalisation"),
+    )
+    samples = load(given["data"], given["split"], limit=given["limit"])
+    compare_runtime(checkpoint, model, samples)
+    return Inputs(model, subject, samples)
+
+
+def compare_runtime(checkpoint: Path, model: nn.Module, data: Dataset) -> None:
+    """Raises Refusal when an ONNX file gives other logits under the runtime of others than as certkit reads it."""
+    from certkit.foreign import onnx
+
+    if isinstance(model, onnx.Network):
+        onnx.compare(checkpoint, model, data)
 
 
 def load_model(
-    checkpoint: Path, *, factory: str | None = None, allow_pickle: bool = False
+    checkpoint: Path, *, factory: str | None = None, allow_pickle: bool = False, normalisation: str | None = None
 ) -> tuple[nn.Module, Subject]:
     """The network of a checkpoint, in eval mode, and its identity.
 
-    The architecture comes from the checkpoint's config.json, or from ``factory`` (``package.module:function``), which is
-    imported because the user named it on the command line; nothing in a file is ever imported. Raises CheckpointError or
+    The architecture comes from the checkpoint's config.json (of certkit or of Hugging Face), from an ONNX file's own graph,
+    or from ``factory`` (``package.module:function``), which is imported because the user named it on the command line;
+    nothing in a file is ever imported. ``normalisation`` is for folders of Hugging Face. Raises CheckpointError or
     ConfigError.
     """
     from certkit.checkpoint import load_into, read
+    from certkit.foreign import huggingface, onnx
     from certkit.models import build
     from certkit.records import Subject
 
+    checkpoint = Path(checkpoint)
+    folder = factory is None and huggingface.is_folder(checkpoint)
+    if normalisation is not None and not folder:
+        raise ConfigError("--normalisation is for folders of Hugging Face; this checkpoint is none")
+    if folder:
+        foreign = huggingface.load(checkpoint, normalisation=normalisation)
+        if foreign.embeddings is not None:
+            raise CheckpointError(
+                f"{one_line(checkpoint.name, 120)}: {foreign.subject.architecture} reads text, and these commands read images; "
+                "certify its embeddings from Python with certkit.foreign.text (docs/certify.md)"
+            )
+        return foreign.module, foreign.subject
+    if factory is None and onnx.is_file(checkpoint):
+        return onnx.load(checkpoint)
     found = read(checkpoint, allow_pickle=allow_pickle)
     if factory is not None:
         module, architecture = _made(factory), factory

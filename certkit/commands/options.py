@@ -57,12 +57,18 @@ factory = click.option(
 allow_pickle = click.option(
     "--allow-pickle", is_flag=True, help="Read a torch file with torch.load(weights_only=True); prefer safetensors."
 )
+normalisation = click.option(
+    "--normalisation",
+    type=click.Choice(["none"]),
+    help="Of a Hugging Face image folder: none if the network reads images in [0, 1] as they are.  "
+    "[default: preprocessor_config.json]",
+)
 
 
 samples = (data, split, limit)
 threat = (eps, norm)
 campaign = (suite, seed)
-network = (factory, allow_pickle)
+network = (factory, allow_pickle, normalisation)
 machine = (device, threads)
 result = (out, as_json)
 

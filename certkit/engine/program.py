@@ -13,8 +13,11 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from certkit.engine.batch import keep_batch_axis
 from certkit.errors import NoRule, Refusal, one_line
 from certkit.files import digest
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,7 +25,7 @@ class Program:
     """An exported network for one sample: ``nodes`` depend on the input, ``constants`` do not.
 
     Constants were computed once in the model's own dtype and widened exactly to float64. ``sha256`` identifies the graph
-    (operators, arguments, shapes), not the weights.
+    (operators, arguments, shapes) and the constants of the code (those no checkpoint holds), not the weights.
     """
 
     nodes: tuple[Node, ...]
@@ -73,9 +76,11 @@ def export(module: nn.Module, input_shape: tuple[int, ...]) -> Program:
 
 def _program(exported: torch.export.ExportedProgram, dtype: torch.dtype) -> Program:
     signature = exported.graph_signature
+    keep_batch_axis(exported.graph)
     if mutated := [spec for spec in signature.output_specs if spec.kind is not OutputKind.USER_OUTPUT]:
         raise Refusal(f"the model changes its own state ({mutated[0].target!r}) while it runs; certkit refuses that")
     values: dict[str, Tensor] = {}
+    lines: list[str] = []
     for spec in signature.input_specs:
         name = spec.arg.name
         if spec.kind is InputKind.USER_INPUT:
@@ -84,6 +89,9 @@ def _program(exported: torch.export.ExportedProgram, dtype: torch.dtype) -> Prog
             values[name] = exported.state_dict[spec.target]
         elif isinstance(found := exported.constants.get(str(spec.target)), Tensor):
             values[name] = found
+            lines.append(
+                f"{name}: {found.dtype} {digest(found.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())}"
+            )
         else:
             raise Refusal(f"the model reads {name!r}, which is not a tensor; certkit refuses that")
     inputs = [n for n in exported.graph.nodes if n.op == "placeholder" and n.name not in values]
@@ -99,7 +107,6 @@ def _program(exported: torch.export.ExportedProgram, dtype: torch.dtype) -> Prog
     dependent: list[Node] = []
     shapes: dict[Node, tuple[int, ...]] = {}
     reached = {inputs[0]}
-    lines: list[str] = []
     for node in exported.graph.nodes:
         if isinstance(value := node.meta.get("val"), Tensor):
             shapes[node] = tuple(int(n) for n in value.shape)
@@ -171,8 +178,8 @@ def _check_repeatable(node: Node) -> None:
     if not isinstance(node.target, torch._ops.OpOverload):
         return
     inactive = {
-        torch.ops.aten.dropout.default: (2, True),
-        torch.ops.aten.scaled_dot_product_attention.default: (4, 0.0),
+        aten.dropout.default: (2, True),
+        aten.scaled_dot_product_attention.default: (4, 0.0),
     }
     if node.target in inactive:
         position, default = inactive[node.target]

@@ -1,0 +1,1 @@
+"""Networks that others wrote: folders of Hugging Face and ONNX files, as modules that certkit exports like any other."""
