@@ -5,15 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from certkit.bounds.bound import Axes, Bound, Reach, bound
-from certkit.bounds.number import ONE, Up, gamma, least
+from certkit.bounds.number import ONE, Interval, Up, gamma, least
 from certkit.bounds.rules.pointwise import ELEMENTARY_ULPS
 from certkit.bounds.rules.registry import Facts, only, rule
 from certkit.errors import RecordError
+
+HALF = Up.of("0.5")
 
 
 def largest_score(q: Bound, k: Bound, scale: Up) -> Up:
     """How large scale · q.k can get, mask aside: the sizes per head and token multiplied (Cauchy-Schwarz)."""
     return scale * q.within(frozenset({len(q.shape) - 1})).size * k.within(frozenset({len(k.shape) - 1})).size
+
+
+def weights_error(q: Bound, k: Bound, facts: Facts) -> Up:
+    """How far a row of computed softmax weights may be off, in l1.
+
+    A score: error of both factors, a dot product, the scale and the mask. Softmax: an error d of every logit moves the row
+    by at most d in l1 (the mean absolute deviation of values in [-d, d] is at most d); exp, sum and division are relative.
+    """
+    last, u = len(q.shape) - 1, facts.roundoff
+    scale, mask = facts.measured("scale"), facts.measured("mask_size")
+    rq, rk = (x.within(frozenset({last})) for x in (q, k))
+    a, b = rq.size + rq.error, rk.size + rk.error
+    logits = scale * (rq.error * b + rq.size * rk.error)
+    logits = logits + scale * gamma(q.shape[last] + 2, u) * a * b + u * 4 * (scale * a * b + mask) * 2
+    logits = logits + facts.smallest * (q.shape[last] + 4)
+    return logits + gamma(k.shape[last - 1] + 2 * ELEMENTARY_ULPS + 4, u) * (ONE + logits)
 
 
 @rule("attention")
@@ -23,14 +41,19 @@ def attention(inputs: Sequence[Bound], facts: Facts) -> Bound:
     For Y = P V, P = softmax(scale Q K' + M) by rows, sizes R per head and token, all |scores| <= s without the mask. The
     evidence was measured for scores up to ``score`` >= s: no weight p of softmax(M) exceeds g(p) = p E / (1 - p + p E),
     E = e^(2s), every other score against it; ``column_sum`` c bounds the sum of g(p) over a column, ``rest`` r the sum over
-    a row without its largest entry. Then t = min(1, 4r) bounds variances under a row of P as a share of R²: at most R² on
-    an interval of half-width R (Popoviciu), and around the value of the largest entry at most r (2R)².
+    a row without its largest entry. With q = min(r, 1/2), t = 4 q (1 - q) bounds variances under a row of P as a share of R²:
+    at most R² on an interval of half-width R (Popoviciu); with mass 1 - q >= 1/2 at one point, largest where that point is
+    one end and the rest the other, q (1 - q) (2R)².
     dY_i = sum_j P_ij dv_j + scale Cov_i(v, k) dq_i + scale sum_j P_ij (v_j - mean_i v) (q_i . dk_j).
     (i) |P dV| <= sqrt(c) |dV| as rows sum to 1 and columns to at most c; (ii) |Cov_i(v, k)| <= t Rv Rk by Cauchy-Schwarz;
-    (iii) the last sum is at most sqrt(t) Rv Rq sqrt(sum_j P_ij |dk_j|^2), and its squares over i add up to
-    t Rv^2 Rq^2 c |dK|^2. In l2 over heads, tokens and features the heads are a direct sum, so the largest R of a head
-    counts and no sqrt(H) appears; per head and token (max over both) c is replaced by 1. The mean value inequality on the
-    convex input domain makes this a Lipschitz bound.
+    (iii) the last sum is Cov_i(v, s) for s_j = q_i . dk_j, at most sqrt(t) Rv times the deviation of s under the row. Per
+    token that is at most sqrt(t) Rq max|dk|. Its square is at most sum_j P_ij s_j^2, and as sum_{j<k} P_ij P_ik (s_j - s_k)^2
+    at most 2 sum_j P_ij (1 - P_ij) s_j^2: over i, the squares add up to Rq^2 c' |dK|^2, c' the largest column sum of P, or
+    of 2 P (1 - P). A column is the largest entry, >= 1 - r, of at most c / (1 - r) rows, and 1 - P <= r there; in the other
+    of the n rows P <= r: c' <= min(c, 2 r c (1 + 2 r) + 2 n r), as 1 / (1 - r) <= 1 + 2 r up to r = 1/2, from where
+    on c is the smaller. In l2 over heads, tokens and features the heads are a direct sum, so the largest R of a head counts
+    and no sqrt(H) appears; per head and token (max over both) c is replaced by 1. The mean value inequality on the convex
+    input domain makes this a Lipschitz bound.
     """
     q, k, v = only(inputs, 3)
     shape = facts.shape()
@@ -41,34 +64,29 @@ def attention(inputs: Sequence[Bound], facts: Facts) -> Bound:
         raise RecordError(f"attention over {q.shape}, {k.shape}, {v.shape} cannot give {shape}")
     rows, keys = q.shape[tokens], k.shape[tokens]
     token: Axes = frozenset({last})
-    scale, mask = facts.measured("scale"), facts.measured("mask_size")
+    scale = facts.measured("scale")
     rq, rk, rv = (x.within(token) for x in (q, k, v))
     if largest_score(q, k, scale) > facts.measured("score"):
         raise RecordError("attention: the softmax was measured for smaller scores than this graph reaches")
-    columns = least(facts.measured("column_sum"), Up.of(rows)).sqrt()
-    variance = least(facts.measured("rest") * 4, ONE)
+    column_sum, rest = least(facts.measured("column_sum"), Up.of(rows)), facts.measured("rest")
+    columns, beside = column_sum.sqrt(), Interval.at(least(rest, HALF))
+    variance = (beside * (beside * Interval.of(-1, -1) + Interval.of(1, 1))).largest * 4
+    spread = least(column_sum, rest * 2 * (column_sum * (ONE + rest * 2) + Up.of(rows)))
 
-    def gain(axes: Axes, mixing: Up) -> Up:
+    def gain(axes: Axes, mixing: Up, deviation: Up) -> Up:
         dq, dk, dv = (x.within(axes).gain for x in (q, k, v))
-        moved = variance * rk.size * dq + variance.sqrt() * mixing * rq.size * dk
+        moved = variance * rk.size * dq + variance.sqrt() * deviation * rq.size * dk
         return mixing * dv + scale * rv.size * moved
 
-    # Execution, per head and token. A score: error of both factors, a dot product, the scale and the mask. Softmax: an
-    # error d of every logit moves the row by at most d in l1 (the mean absolute deviation of values in [-d, d] is at most
-    # d); exp, sum and division are relative. Then a product with the values.
-    a, b, u = rq.size + rq.error, rk.size + rk.error, facts.roundoff
-    logits = scale * (rq.error * b + rq.size * rk.error)
-    logits = logits + scale * gamma(q.shape[last] + 2, u) * a * b + u * 4 * (scale * a * b + mask) * 2
-    logits = logits + facts.smallest * (q.shape[last] + 4)
-    row = logits + gamma(keys + 2 * ELEMENTARY_ULPS + 4, u) * (ONE + logits)
-    held = rv.size + rv.error
-    error = row * held + rv.error + gamma(keys, u) * (ONE + row) * held
+    # Execution, per head and token: the weights' own error, then a product with the values.
+    row, held = weights_error(q, k, facts), rv.size + rv.error
+    error = row * held + rv.error + gamma(keys, facts.roundoff) * (ONE + row) * held
     error = error + facts.smallest * keys * (ONE + held) * Up.of(shape[last]).sqrt()
 
-    per_token = Reach(rv.size, gain(token, ONE), error)
+    per_token = Reach(rv.size, gain(token, ONE, variance.sqrt()), error)
     everything = frozenset(range(1, len(shape)))
     whole = Bound(shape, {token: per_token}).within(everything)
-    jointly = Reach(columns * v.within(everything).size, gain(everything, columns), whole.error)
+    jointly = Reach(columns * v.within(everything).size, gain(everything, columns, spread.sqrt()), whole.error)
     return bound(shape, {token: per_token, everything: whole.best(jointly)}, v.range)
 
 
