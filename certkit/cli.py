@@ -27,9 +27,11 @@ COMMANDS = {
     "doctor": "certkit.commands.doctor:doctor",
     "gate": "certkit.commands.gate:gate",
     "open": "certkit.commands.open:open_",
+    "precision": "certkit.commands.precision:precision",
     "presets": "certkit.commands.presets:presets",
     "report": "certkit.commands.report:report",
     "train": "certkit.commands.train:train",
+    "verify": "certkit.commands.verify:verify",
 }
 TRUE = ("1", "true", "t", "yes", "y", "on")  # what click reads as a flag that is given
 

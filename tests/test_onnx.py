@@ -24,7 +24,7 @@ from certkit.foreign import onnx as foreign
 from certkit.foreign.operators import OPERATORS
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402 - after the check that it is there
+from onnx import TensorProto, helper, numpy_helper
 
 SHAPE = (1, 8, 8)
 
@@ -241,13 +241,17 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "external data": (
         external,
-        "a.onnx: tensor 'w' lies in another file; save the model in one file "
-        "(onnx.save_model(..., save_as_external_data=False))",
+        (
+            "a.onnx: tensor 'w' lies in another file; save the model in one file "
+            "(onnx.save_model(..., save_as_external_data=False))"
+        ),
     ),
     "an unknown operator": (
         lambda: graph(helper.make_node("Atan", ["x"], ["y"], name="/head/Atan")),
-        "head-Atan: no rule for ONNX operator Atan; certkit refuses what it cannot bound. To certify this model, replace "
-        "it by covered operators, or add it to certkit/foreign/operators.py",
+        (
+            "head-Atan: no rule for ONNX operator Atan; certkit refuses what it cannot bound. To certify this model, "
+            "replace it by covered operators, or add it to certkit/foreign/operators.py"
+        ),
     ),
     "weights that are not finite": (not_finite, "tensor 'w' holds NaN or infinity"),
     "two outputs": (two_outputs, "the model has 1 inputs and 2 outputs; expected one tensor in, logits out"),

@@ -1,0 +1,304 @@
+"""A certificate or audit checked from its files, and from the checkpoint: what was proved is proved again, and compared.
+
+From the files alone the ledgers are derived again from their evidence, and radii and counts from the ledgers. That the
+evidence belongs to the network takes the checkpoint: the graph is exported, every norm measured, and what is stated must be
+at least what is measured. A sample of rows, drawn by a seed, gets its float64 logits and its radii anew.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from certkit.bounds.ledger import Ledger, Matrix, Step, checked, from_json, to_json
+from certkit.bounds.number import Up
+from certkit.campaign import load_campaign
+from certkit.certified import Certified, certify_rows
+from certkit.checkpoint import subject_of
+from certkit.data import Dataset
+from certkit.engine.certify import pair_matrix
+from certkit.engine.execute import centres
+from certkit.engine.floats import float_claim
+from certkit.engine.interpret import Interpreter
+from certkit.engine.local import local_radii
+from certkit.engine.program import Program, export
+from certkit.errors import CheckpointError, DataError, Tampered, one_line
+from certkit.files import digest_file, load
+from certkit.machine import pinned
+from certkit.proof import load_certificate
+from certkit.records import Audit, Certificate, Record, Sha256, Subject
+
+SAMPLES = 16
+DIGITS = 1e-9  # two BLAS libraries sum in another order: logits and radii are compared to so many digits
+
+
+class Statement(Record):
+    """One thing that was checked, or was not: ``how`` says by what, or why not."""
+
+    what: str
+    how: str
+
+
+class Verification(Record):
+    """What of a certificate or audit was verified. Nothing that contradicts it is in here: that is an error."""
+
+    format: Literal[1] = 1
+    kind: Literal["certkit.verification"] = "certkit.verification"
+    certificate: Sha256
+    subject: Subject
+    verified: tuple[Statement, ...]
+    not_verified: tuple[Statement, ...]
+
+
+def verify(
+    directory: Path,
+    *,
+    model: nn.Module | None = None,
+    subject: Subject | None = None,
+    data: Dataset | None = None,
+    samples: int = SAMPLES,
+    seed: int = 0,
+) -> Verification:
+    """Check a folder of ``certify`` or ``audit``; with ``model`` against the network, with ``data`` against the samples.
+
+    ``subject`` is the identity of the file that the model was read from; without it, that of the file it would be written to.
+    Raises Tampered or RuleViolation for what contradicts itself or the network, CheckpointError for another checkpoint,
+    DataError for other samples, RecordError for what cannot be read.
+    """
+    directory = Path(directory)
+    certificate, table, ledger = load_certificate(directory)
+    deployed = checked(certificate.execution_ledger)
+    found = _Findings()
+    found.verified(
+        "certified.parquet", "sha256 as stated; margins, global radii and counts follow from logits and ledger"
+    )
+    steps = len(ledger.steps) + len(deployed.steps)
+    found.verified("ledgers", f"{steps} steps derived again from their evidence, no difference")
+    _beside(directory, certificate, found)
+    if model is None:
+        found.open("evidence", "norms and other measurements are as stated: give --checkpoint to measure them again")
+        found.open("logits and local radii", "need the checkpoint")
+    else:
+        _same_subject(certificate, subject or subject_of(model), found)
+        with pinned(max(certificate.environment.threads, 1)):
+            fresh = _Fresh(certificate, model, deployed)
+            fresh.compare(ledger, deployed, found)
+            if data is None:
+                found.open("logits and local radii", "need the samples: give --data")
+            else:
+                _same_data(certificate, table, data, found)
+                rows = np.sort(np.random.default_rng(seed).permutation(len(table.label))[:samples])
+                fresh.rows(model, table, data, rows, found)
+    if certificate.attention is not None:
+        found.open("attention", "the ablations are as stated; certify again to repeat them")
+    for assumption in (*certificate.assumptions, *certificate.execution.assumptions):
+        found.open("assumption", assumption)
+    return Verification(
+        certificate=digest_file(directory / "certificate.json"),
+        subject=certificate.subject,
+        verified=tuple(found.yes),
+        not_verified=tuple(found.no),
+    )
+
+
+class _Findings:
+    """What was found so far, in order."""
+
+    def __init__(self) -> None:
+        self.yes: list[Statement] = []
+        self.no: list[Statement] = []
+
+    def verified(self, what: str, how: str) -> None:
+        self.yes.append(Statement(what=what, how=how))
+
+    def open(self, what: str, how: str) -> None:
+        self.no.append(Statement(what=what, how=how))
+
+
+def _beside(directory: Path, certificate: Certificate, found: _Findings) -> None:
+    """Campaign and audit, where they stand beside the certificate."""
+    if (directory / "campaign").exists():
+        campaign = load_campaign(directory)
+        if campaign.plan.subject.sha256 != certificate.subject.sha256:
+            raise Tampered("campaign/plan.json: attacked another checkpoint than certificate.json is for; attack again")
+        found.verified("campaign", "every shard is whole and belongs to the plan; checks belong to the shards")
+        found.open("attacks", "distances are as the campaign measured them; certkit replay runs examples again")
+    path = directory / "audit.json"
+    if not path.is_file():
+        return
+    audit = load(Audit, path)
+    for name in ("subject", "data", "threat", "input_shape", "clean", "median_radius"):
+        if getattr(audit, name) != getattr(certificate, name):
+            raise Tampered(f"audit.json: {name} is not that of certificate.json; run certkit report again")
+    files = (*audit.files, *audit.provenance.files)
+    for file in files:
+        if not (directory / file.name).is_file() or digest_file(directory / file.name) != file.sha256:
+            raise Tampered(f"{one_line(file.name)}: is missing or was changed after audit.json was written")
+    found.verified("audit.json", f"speaks of this certificate; sha256 of {len(files)} files as stated")
+
+
+def _same_subject(certificate: Certificate, subject: Subject, found: _Findings) -> None:
+    if subject.sha256 != certificate.subject.sha256:
+        raise CheckpointError(
+            f"the checkpoint has sha256 {subject.sha256[:12]}…, the certificate is for {certificate.subject.sha256[:12]}…; "
+            "give the one that was certified"
+        )
+    found.verified("checkpoint", f"sha256 {subject.sha256}")
+
+
+def _same_data(certificate: Certificate, table: Certified, data: Dataset, found: _Findings) -> None:
+    record = certificate.data
+    if data.record.sha256 != record.sha256 or data.record.classes != record.classes:
+        raise DataError(
+            f"the samples of {one_line(data.record.name, 80)!r} have sha256 {data.record.sha256[:12]}…, the certificate is for "
+            f"{record.sha256[:12]}…; give the data set that was certified"
+        )
+    if data.box != certificate.threat.box:
+        raise Tampered(f"certificate.json: its box {certificate.threat.box} is not that of the samples, {data.box}")
+    if not (np.array_equal(data.indices.numpy(), table.index) and np.array_equal(data.labels.numpy(), table.label)):
+        raise Tampered(f"{certificate.table.name}: an index or a label is not that of the samples; certify again")
+    found.verified("samples", f"{record.count} of {record.name}/{record.split}, sha256 {record.sha256}")
+
+
+class _Fresh:
+    """The proof as this machine makes it from the network: graph and both ledgers."""
+
+    def __init__(self, certificate: Certificate, model: nn.Module, deployed: Ledger) -> None:
+        self.certificate = certificate
+        self.program: Program = export(model, certificate.input_shape)
+        if self.program.sha256 != certificate.program_sha256:
+            raise Tampered(
+                "certificate.json: program_sha256 is not that of the network's graph"
+                + self.elsewhere("; certify the checkpoint again")
+            )
+        interpret = Interpreter(self.program)
+        norm, box = certificate.threat.norm, certificate.threat.box
+        self.ledger = interpret(norm, box)
+        self.deployed = interpret(norm, box, arithmetic=deployed.arithmetic)
+
+    def elsewhere(self, otherwise: str) -> str:
+        """What a difference may come from: the torch that made the certificate, or else what to do."""
+        made = self.certificate.environment.torch
+        return otherwise if made == torch.__version__ else f" (made with torch {made}, this is {torch.__version__})"
+
+    def compare(self, ledger: Ledger, deployed: Ledger, found: _Findings) -> None:
+        """Raises Tampered unless each ledger is of this graph and states no evidence below what is measured here."""
+        found.verified("graph", f"exported again, program_sha256 {self.program.sha256}")
+        for name, stated, fresh in (("ledger", ledger, self.ledger), ("execution_ledger", deployed, self.deployed)):
+            numbers = _no_less(name, stated, from_json(json.loads(json.dumps(to_json(fresh)))), self.elsewhere(""))
+            found.verified(name, f"{numbers} measurements made again from the weights: none was stated too small")
+
+    def rows(
+        self, model: nn.Module, table: Certified, data: Dataset, rows: NDArray[np.int64], found: _Findings
+    ) -> None:
+        """Logits and radii of some samples, from their images. Raises Tampered for one that is not as stated."""
+        images = data.images[torch.from_numpy(rows)]
+        logits = centres(self.program, images).numpy()
+        off = np.abs(logits - table.logits[rows]).max(axis=1)
+        if bad := rows[off > DIGITS * np.maximum(np.abs(logits).max(axis=1), 1.0)].tolist():
+            raise Tampered(f"{self._row(table, bad[0])} its stated logits are not those of the network")
+        proved = self._radii(table, images, logits, rows, found)
+        for column in ("radius", "global_radius", "float_radius"):
+            stated, fresh = getattr(table, column)[rows], getattr(proved, column)
+            if column == "float_radius" and self.certificate.execution.pair_error is not None and not self.claimed:
+                continue
+            if bad := rows[stated > fresh * (1 + DIGITS)].tolist():
+                raise Tampered(f"{self._row(table, bad[0])} its stated {column} is larger than what is proved here")
+        found.verified(
+            "logits and radii", f"of {len(rows)} samples proved again; the logits differ by at most {off.max():.3g}"
+        )
+        with torch.no_grad():
+            own = model(images.to(self.program.dtype)).double().numpy()
+        difference, allowed = float(np.abs(own - logits).max()), self.certificate.agreement.allowed
+        if not difference <= allowed:
+            raise Tampered(
+                f"certificate.json: on these samples module and graph differ by {difference:.3g}, more than the stated "
+                f"{allowed:.3g}"
+            )
+        found.verified(
+            "agreement", f"module and graph differ by {difference:.3g} on the same samples, allowed {allowed:.3g}"
+        )
+
+    def _row(self, table: Certified, row: int) -> str:
+        return f"{self.certificate.table.name}: sample {int(table.index[row])}:"
+
+    def _radii(
+        self,
+        table: Certified,
+        images: torch.Tensor,
+        logits: NDArray[np.float64],
+        rows: NDArray[np.int64],
+        found: _Findings,
+    ) -> Certified:
+        """The rows of the table as they are proved here, local certificates and the float execution included."""
+        claim = float_claim(self.program, self.deployed)
+        stated = self.certificate.execution.pair_error
+        self.claimed = claim.holds
+        if stated is not None and not claim.holds:
+            found.open("float execution", f"cannot be claimed on this machine: {'; '.join(claim.reasons)}")
+        local = local_radii(self.program, self.ledger, images, logits)
+        executing = None
+        if claim.holds:
+            executing = local_radii(self.program, self.ledger, images, logits, deployed=self.deployed)
+        return certify_rows(
+            table.index[rows],
+            table.label[rows],
+            logits,
+            pair_matrix(self.ledger),
+            self.ledger.pairs.error.to_float(),
+            local=local.radius,
+            execution=None if executing is None else executing.radius,
+        )
+
+
+def _no_less(name: str, stated: Ledger, fresh: Ledger, elsewhere: str) -> int:
+    """How many numbers of evidence were compared: each stated one is at least the one measured. Raises Tampered."""
+    if len(stated.steps) != len(fresh.steps) or stated.output != fresh.output:
+        raise Tampered(
+            f"{name}: {len(stated.steps)} steps, but the network's graph gives {len(fresh.steps)}{elsewhere}"
+        )
+    count = 0
+    for step, own in zip(stated.steps, fresh.steps, strict=True):
+        for part in ("node", "op", "module", "rule", "inputs", "attributes"):
+            if getattr(step, part) != getattr(own, part):
+                raise Tampered(
+                    f"{name}: {one_line(own.node)}: the stated {part} are not those of the network{elsewhere}"
+                )
+        count += _evidence(name, step, own, elsewhere)
+    pairs = stated.pairs, fresh.pairs
+    if pairs[0].node != pairs[1].node or any(
+        (a is None) != (b is None) for a, b in zip(*map(_norms, pairs), strict=True)
+    ):
+        raise Tampered(f"{name}: the logits are not read where the network reads them{elsewhere}")
+    for a, b in zip(*map(_norms, pairs), strict=True):
+        for high, low in zip(_flat(a), _flat(b), strict=True):
+            count += 1
+            if not high >= low:
+                raise Tampered(f"{name}: the stated norm of a pair of logits is below the one measured{elsewhere}")
+    return count
+
+
+def _norms(pairs: object) -> tuple[Matrix | None, Matrix | None]:
+    return pairs.l2, pairs.l1  # type: ignore[attr-defined]
+
+
+def _flat(matrix: Matrix | None) -> list[Up]:
+    return [] if matrix is None else [number for row in matrix for number in row]
+
+
+def _evidence(name: str, step: Step, own: Step, elsewhere: str) -> int:
+    if step.evidence.keys() != own.evidence.keys():
+        raise Tampered(f"{name}: {one_line(own.node)}: its evidence is not what rule {own.rule!r} reads{elsewhere}")
+    for key, measured in own.evidence.items():
+        if not step.evidence[key] >= measured:
+            raise Tampered(
+                f"{name}: {one_line(own.node)}: the stated {key} {one_line(step.evidence[key], 30)} is below the "
+                f"{one_line(measured, 30)} measured from the weights: forged, or another network{elsewhere}"
+            )
+    return len(own.evidence)

@@ -1,0 +1,278 @@
+"""certkit verify: forged evidence, other checkpoints and other samples are told apart from what was certified."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
+from torch import nn
+
+import certkit
+from certkit import certified
+from certkit.bounds.ledger import Ledger, checked, from_json, pair_gains, to_json
+from certkit.bounds.ledger import main as derive_again
+from certkit.bounds.number import Up
+from certkit.certified import certified_counts, certify_rows, executed, median_radius, without_local
+from certkit.cli import main
+from certkit.data import Dataset
+from certkit.errors import CheckpointError, DataError, RuleViolation, Tampered
+from certkit.files import digest_file, load, save
+from certkit.records import Certificate
+from certkit.verify import Verification, verify
+from tests.networks import samples
+
+HALF = Up.of("0.5")
+
+
+def model(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("honest")
+    certkit.certify(model(), samples(), eps=["0.01", "0.1"], out=out)
+    return out
+
+
+@pytest.fixture
+def folder(honest: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(honest, tmp_path / "out"))
+
+
+def forged(ledger: Ledger, change: Callable[[dict[str, Up]], None], place: int) -> Ledger:
+    """The ledger with the evidence of one step changed, and every bound derived again from there."""
+    value = to_json(ledger)
+    evidence = {key: Up.of(text) for key, text in value["steps"][place]["evidence"].items()}
+    change(evidence)
+    value["steps"][place]["evidence"] = {key: str(number) for key, number in evidence.items()}
+    return derived(from_json(value))
+
+
+def derived(ledger: Ledger) -> Ledger:
+    """The same steps with the bounds that their rules give."""
+    from certkit.bounds.ledger import facts_for
+    from certkit.bounds.rules import derive
+
+    known: dict[str, Any] = {}
+    steps = []
+    for step in ledger.steps:
+        facts = facts_for(ledger.arithmetic, step.attributes, step.evidence)
+        known[step.node] = derive(step.rule, [known[name] for name in step.inputs], facts)
+        steps.append(replace(step, bound=known[step.node]))
+    pairs = ledger.pairs
+    gain, error = pair_gains(known[pairs.node], known[ledger.output], pairs.l2, pairs.l1)
+    return replace(ledger, steps=tuple(steps), pairs=replace(pairs, gain=gain, error=error))
+
+
+def consistent(folder: Path, change: Callable[[dict[str, Up]], None], place: int = 2) -> None:
+    """Forge the evidence of a step, and everything that follows from it: bounds, radii, counts, digests."""
+    stated = load(Certificate, folder / "certificate.json")
+    table = certified.read(folder / stated.table.name)
+    ledger = forged(checked(stated.ledger), change, place)
+    deployed = forged(checked(stated.execution_ledger), change, place)
+    gain = tuple(tuple(number.to_float() for number in row) for row in ledger.pairs.gain)
+    error = ledger.pairs.error.to_float()
+    own = deployed.pairs.error.to_float() if stated.execution.pair_error is not None else None
+    radii = certified.radii(table.logits, np.array(gain), 2 * (error + (own or 0.0)))
+    rows = certify_rows(
+        table.index, table.label, table.logits, np.array(gain), error, execution=None if own is None else radii * 1.5
+    )
+    certified.write(rows, folder / stated.table.name)
+    eps = stated.threat.eps
+    given = {name: getattr(stated.execution, name) for name in ("arithmetic", "reasons", "assumptions")}
+    made = stated.model_copy(
+        update={
+            "ledger": to_json(ledger),
+            "execution_ledger": to_json(deployed),
+            "pair_gain": gain,
+            "pair_error": error,
+            "certified": certified_counts(rows, eps),
+            "median_radius": median_radius(rows),
+            "without_local": without_local(rows, eps),
+            "execution": executed(rows, eps, pair_error=own, **given),
+            "table": stated.table.model_copy(update={"sha256": digest_file(folder / stated.table.name)}),
+        }
+    )
+    save(made, folder / "certificate.json")
+
+
+def lowered(evidence: dict[str, Up]) -> None:
+    evidence |= {key: number * HALF for key, number in evidence.items()}
+
+
+def what(found: Verification) -> list[str]:
+    return [statement.what for statement in found.verified]
+
+
+def test_an_honest_certificate_is_proved_again(folder: Path) -> None:
+    found = verify(folder, model=model(), data=samples())
+    assert what(found) == [
+        "certified.parquet", "ledgers", "checkpoint", "graph", "ledger", "execution_ledger", "samples", "logits and radii",
+        "agreement",
+    ]  # fmt: skip
+    assert {statement.what for statement in found.not_verified} == {"assumption"}
+    assert found.certificate == digest_file(folder / "certificate.json")
+
+
+def test_without_the_checkpoint_the_evidence_is_named_as_open(folder: Path) -> None:
+    found = verify(folder)
+    assert what(found) == ["certified.parquet", "ledgers"]
+    assert [statement.what for statement in found.not_verified][:2] == ["evidence", "logits and local radii"]
+
+
+def test_without_the_samples_the_logits_are_named_as_open(folder: Path) -> None:
+    found = verify(folder, model=model())
+    assert "execution_ledger" in what(found)
+    assert "logits and radii" not in what(found)
+    assert "logits and local radii" in [statement.what for statement in found.not_verified]
+
+
+def test_evidence_forged_so_that_the_ledger_derives_is_caught_by_the_weights(folder: Path) -> None:
+    before = load(Certificate, folder / "certificate.json").pair_gain[0][1]
+    consistent(folder, lowered)
+    assert load(Certificate, folder / "certificate.json").pair_gain[0][1] < 0.6 * before
+    assert derive_again([str(folder / "certificate.json")]) == 0
+    assert "ledgers" in what(verify(folder))  # the files alone cannot tell
+    with pytest.raises(
+        Tampered, match=r"^ledger: linear: the stated \w+ \S+ is below the \S+ measured from the weights: f"
+    ):
+        verify(folder, model=model(), data=samples())
+
+
+def test_evidence_stated_too_large_is_no_forgery(folder: Path) -> None:
+    def raised(evidence: dict[str, Up]) -> None:
+        evidence["sigma"] = evidence["sigma"] * 2
+
+    consistent(folder, raised)
+    assert "logits and radii" in what(verify(folder, model=model(), data=samples()))
+
+
+def test_a_local_radius_stated_too_large_is_caught(folder: Path) -> None:
+    stated = load(Certificate, folder / "certificate.json")
+    rows = certified.read(folder / stated.table.name)
+    rows = replace(rows, radius=rows.radius * 1.5 + 0.01)
+    certified.write(rows, folder / stated.table.name)
+    eps, told = stated.threat.eps, stated.execution
+    made = stated.model_copy(
+        update={
+            "certified": certified_counts(rows, eps),
+            "median_radius": median_radius(rows),
+            "without_local": without_local(rows, eps),
+            "execution": executed(
+                rows, eps, arithmetic=told.arithmetic, pair_error=told.pair_error, reasons=told.reasons,
+                assumptions=told.assumptions,
+            ),
+            "table": stated.table.model_copy(update={"sha256": digest_file(folder / stated.table.name)}),
+        }
+    )  # fmt: skip
+    save(made, folder / "certificate.json")
+    assert "ledgers" in what(verify(folder))
+    with pytest.raises(Tampered, match=r"its stated radius is larger than what is proved here$"):
+        verify(folder, model=model(), data=samples())
+
+
+def test_logits_of_another_network_are_caught(folder: Path) -> None:
+    stated = load(Certificate, folder / "certificate.json")
+    gain = np.array(stated.pair_gain)
+    rows = certified.read(folder / stated.table.name)
+    other = certify_rows(rows.index, rows.label, rows.logits * 2, gain, stated.pair_error)
+    certified.write(other, folder / stated.table.name)
+    eps, told = stated.threat.eps, stated.execution
+    save(
+        stated.model_copy(
+            update={
+                "clean": stated.clean.model_copy(update={"count": int(other.correct.sum())}),
+                "certified": certified_counts(other, eps),
+                "median_radius": median_radius(other),
+                "without_local": without_local(other, eps),
+                "execution": executed(
+                    other, eps, arithmetic=told.arithmetic, pair_error=None, reasons=("none",), assumptions=()
+                ),
+                "table": stated.table.model_copy(update={"sha256": digest_file(folder / stated.table.name)}),
+            }
+        ),
+        folder / "certificate.json",
+    )  # fmt: skip
+    verify(folder)
+    with pytest.raises(
+        Tampered, match=r"^certified\.parquet: sample \d+: its stated logits are not those of the network$"
+    ):
+        verify(folder, model=model(), data=samples())
+
+
+def test_another_checkpoint_is_refused(folder: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"^the checkpoint has sha256 .{12}…, the certificate is for .{12}…; give the"
+    ):
+        verify(folder, model=model(1), data=samples())
+
+
+def test_other_samples_are_refused(folder: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"^the samples of 'random' have sha256 .{12}…, the certificate is for .{12}…; give"
+    ):
+        verify(folder, model=model(), data=samples(seed=1))
+
+
+def test_another_graph_with_the_same_weights_is_refused(folder: Path) -> None:
+    other = model()
+    other[2] = nn.Tanh().eval()
+    with pytest.raises(Tampered) as caught:
+        verify(folder, model=other, data=samples())
+    assert str(caught.value) == (
+        "certificate.json: program_sha256 is not that of the network's graph; certify the checkpoint again"
+    )
+
+
+def test_a_digit_changed_in_a_bound_is_refused_from_the_files_alone(folder: Path) -> None:
+    path = folder / "certificate.json"
+    value = json.loads(path.read_text())
+    norms = value["ledger"]["steps"][2]["bound"]["norms"][0]
+    norms["gain"] = str(Up.of(norms["gain"]) * HALF)
+    path.write_text(json.dumps(value))
+    with pytest.raises(RuleViolation):
+        verify(folder)
+
+
+def test_an_audit_is_checked_file_by_file(folder: Path) -> None:
+    data = Dataset.of(samples().images, samples().labels, name="random", classes=["0", "1", "2"])
+    certkit.audit(folder, model=model())
+    assert "audit.json" in what(verify(folder, model=model(), data=data))
+    value = json.loads((folder / "audit.json").read_text())
+    value["median_radius"] = value["median_radius"] + 1.0
+    (folder / "audit.json").write_text(json.dumps(value))
+    with pytest.raises(Tampered) as caught:
+        verify(folder)
+    assert str(caught.value) == ("audit.json: median_radius is not that of certificate.json; run certkit report again")
+
+
+def test_the_command_says_what_was_verified_and_what_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tiny.py").write_text(
+        "from torch import nn\n\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    save_file(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).state_dict(), "tiny.safetensors")
+    run = CliRunner().invoke
+    given = ["tiny.safetensors", "--model", "tiny:net", "--limit", "8", "--eps", "0.01", "--out", "out"]
+    assert run(main, ["certify", *given]).exit_code == 0
+    told = run(main, ["verify", "out", "--checkpoint", "tiny.safetensors", "--model", "tiny:net", "--samples", "4"])
+    assert told.exit_code == 0, told.output
+    assert "verified      logits and radii: of 4 samples proved again; the logits differ by at most 0\n" in told.output
+    assert "NOT verified  assumption: " in told.output
+    found = json.loads(run(main, ["verify", "out", "--json"]).stdout)
+    assert found["kind"] == "certkit.verification"
+    save_file(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).state_dict(), "other.safetensors")
+    other = run(main, ["verify", "out", "--checkpoint", "other.safetensors", "--model", "tiny:net"])
+    assert other.exit_code == 2
