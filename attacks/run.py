@@ -133,7 +133,8 @@ def attack(
             if (count := other.classes(samples.images[:1])) != classes:
                 raise ConfigError(f"the surrogate tells {count} classes apart, the model {classes}; expected as many")
         first = slice(0, plan.block)
-        facts = before(classifier, Block(samples.images[first], samples.labels[first], samples.index[first]))
+        first_block = Block(samples.images[first], samples.labels[first], samples.index[first])
+        facts = before(classifier, first_block, knowledge)
         store = stack.enter_context(opened(out, plan))
         engine = Engine(classifier, plan, other)
         if workers == 1 and how == "process":

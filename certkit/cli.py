@@ -29,6 +29,7 @@ COMMANDS = {
     "open": "certkit.commands.open:open_",
     "precision": "certkit.commands.precision:precision",
     "presets": "certkit.commands.presets:presets",
+    "replay": "certkit.commands.replay:replay",
     "report": "certkit.commands.report:report",
     "train": "certkit.commands.train:train",
     "verify": "certkit.commands.verify:verify",

@@ -134,6 +134,11 @@ def _same_subject(certificate: Certificate, table: Certified, campaign: Campaign
             f"the campaign's threat is {plan.threat.norm} on {plan.threat.box}, the certificate's "
             f"{certificate.threat.norm} on {certificate.threat.box}; run both with one norm"
         )
+    if plan.threat.goal != "untargeted" or plan.threat.knowledge != "white-box":
+        raise RecordError(
+            f"the campaign is {plan.threat.goal} with {plan.threat.knowledge} knowledge, and the certificate holds against "
+            "any error and any attacker; audit it beside an untargeted white-box campaign"
+        )
     tried, claimed = max(plan.threat.eps, key=_value), max(certificate.threat.eps, key=_value)
     if tried.value < claimed.value:
         raise RecordError(
@@ -193,7 +198,7 @@ def _contradictions(
     if hits and model is not None:
         examples = np.stack([campaign.examples[attack][row] for row, attack in hits])
         for (row, attack), logits, example in zip(
-            hits, _reference(certificate, model, examples), examples, strict=True
+            hits, reference(certificate, model, examples), examples, strict=True
         ):
             held = int(table.predicted[row])
             margin = float(np.nextafter(logits[held] - np.delete(logits, held).max(), -np.inf))
@@ -216,7 +221,7 @@ def _contradictions(
     return tuple(found[row] for row in sorted(found))
 
 
-def _reference(certificate: Certificate, model: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float64]:
+def reference(certificate: Certificate, model: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float64]:
     """The exact function's logits at some inputs, in float64 by the certified graph."""
     import torch
 
@@ -305,7 +310,7 @@ def _own_checks(
             name="no adversarial example inside a certified radius",
             status="fail" if exact else "flag" if contradictions else "pass",
             figure=f"{exact} refute the exact claim, {len(contradictions) - exact} are float gaps",
-            advice="every example inside a certified radius is evaluated again in float64: replay it from refutations/",
+            advice="every example inside a certified radius is evaluated again in float64: certkit replay shows it again",
         ),
         Check(
             id="EV23",

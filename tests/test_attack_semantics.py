@@ -371,12 +371,18 @@ def test_a_model_that_gives_no_logits_is_refused_in_one_line(name: str, tmp_path
 # Checks
 
 
+WITHOUT_A_CERTIFICATE = [f"EV{number:02}" for number in range(1, 26) if number not in (22, 23)]
+
+
 def test_a_model_in_order_passes_its_checks(linear: Any) -> None:
     _, _, campaign = linear
     status = {one.id: one.status for one in campaign.checks}
+    assert list(status) == WITHOUT_A_CERTIFICATE
     assert status.pop("EV24") == "flag"  # 20 samples are few
+    assert status.pop("EV19") == "flag"  # the quick suite has no black box
+    assert status.pop("EV13") == "not evaluated"  # nothing was left to try one on
     assert set(status.values()) == {"pass"}
-    assert list(status) == ["EV02", "EV03", "EV04", "EV05", "EV06", "EV07", "EV09", "EV14", "EV21"]
+    assert campaign.validity == "limited"
 
 
 def noisy(x: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from certkit.attacks import attack, suites
+from certkit.attacks import attack, probes, suites
+from certkit.attacks.probes import Probes
 from certkit.attacks.store import encode
 from certkit.campaign import Campaign, Shard, load_campaign, read_shard, units
 from certkit.errors import CertkitError, ConfigError, DataError, Incomplete, RecordError, Tampered
@@ -72,7 +73,8 @@ def samples(count: int = 20) -> Samples:
 
 def run(out: Path, data: Samples | None = None, model: nn.Module | None = None, **given: Any) -> Campaign:
     options = {"norm": "l2", "eps": ["0.02", "0.1"], "block": 8, **given}
-    with patch.dict(suites.SUITES, quick=BRIEF):
+    brief = (patch.object(Probes, "square", lambda self: None), patch.object(probes, "DRAWS", 2))
+    with patch.dict(suites.SUITES, quick=BRIEF), brief[0], brief[1]:
         return attack(model or network(), data or samples(), subject=SUBJECT, out=out, **options)
 
 
