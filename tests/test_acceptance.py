@@ -19,7 +19,7 @@ from certkit.bounds.number import Up
 from certkit.certified import certify_rows, radii
 from certkit.data import Dataset
 from certkit.engine.certify import certify, pair_matrix
-from certkit.errors import ConfigError, NoRule, Refusal
+from certkit.errors import CertkitError, ConfigError, NoRule, Refusal
 from certkit.records import Certificate, Eps
 from tests.modules import MultiHead, Net, points, prove, slopes
 
@@ -86,6 +86,22 @@ def test_muon_code_layer_norm_is_not_taken_for_1() -> None:
     node, step = proof.last("layer-norm")
     steepest = torch.linalg.matrix_norm(proof.jacobians(node, torch.zeros(1, 4, dtype=torch.float64))[0], ord=2)
     assert 316.2 < float(steepest) <= step.bound.within(step.bound.axes).gain.to_float() < 316.3
+
+
+def test_certvit_a_normalisation_in_front_of_a_branch_is_not_left_out() -> None:
+    # CertViT multiplies the constants of attention and MLP and skips the layer norm before them, 316 at its worst.
+    norm = nn.LayerNorm(4).eval()
+    proof = prove(Net(lambda net, x: x + F.linear(norm(x), torch.eye(4))), (4,))
+    at = torch.zeros(1, 4, dtype=torch.float64)
+    steepest = torch.linalg.matrix_norm(proof.jacobians(proof.program.output, at)[0], ord=2)
+    gain = proof.ledger.steps[-1].bound.within(L2).gain.to_float()
+    assert 317 < float(steepest) <= gain < 318
+
+
+def test_certvit_attention_has_a_number_and_not_nan() -> None:
+    proof = prove(MultiHead(2), (3, 4))
+    gain = proof.ledger.steps[-1].bound.within(frozenset({1})).gain.to_float()
+    assert 1 <= gain < 100
 
 
 def test_sll_2_a_head_with_unit_rows_is_not_1_lipschitz_by_pairs(tmp_path: Path) -> None:
@@ -221,6 +237,20 @@ def test_logits_and_classes_must_be_as_many(tmp_path: Path) -> None:
     with pytest.raises(Refusal) as caught:
         certificate_of(linear([[1.0], [2.0], [3.0]]), torch.tensor([[0.5]]), [0], tmp_path, [0.1])
     assert str(caught.value) == "the model gives (3,) numbers per sample; expected one logit for each of 2 classes"
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("classes", [0, 1])
+def test_without_two_classes_nothing_is_certified(classes: int, tmp_path: Path) -> None:
+    with pytest.raises(CertkitError) as caught:
+        certificate_of(linear([[1.0]]), torch.tensor([[0.5]]), [0], tmp_path, [0.1], classes=classes)
+    assert (
+        str(caught.value)
+        == (
+            "data set 'made': the label of sample 0 is 0, outside 0 to -1; 1 of 1 samples have no class",
+            "the data set names one class only; there is nothing that a prediction could change to",
+        )[classes]
+    )
     assert not any(tmp_path.iterdir())
 
 
