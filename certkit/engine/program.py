@@ -13,7 +13,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from certkit.engine.batch import keep_batch_axis
+from certkit.engine.tidy import tidy
 from certkit.errors import NoRule, Refusal, one_line
 from certkit.files import digest
 
@@ -76,7 +76,7 @@ def export(module: nn.Module, input_shape: tuple[int, ...]) -> Program:
 
 def _program(exported: torch.export.ExportedProgram, dtype: torch.dtype) -> Program:
     signature = exported.graph_signature
-    keep_batch_axis(exported.graph)
+    tidy(exported.graph)
     if mutated := [spec for spec in signature.output_specs if spec.kind is not OutputKind.USER_OUTPUT]:
         raise Refusal(f"the model changes its own state ({mutated[0].target!r}) while it runs; certkit refuses that")
     values: dict[str, Tensor] = {}

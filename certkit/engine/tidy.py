@@ -1,6 +1,6 @@
-"""The batch axis kept in front: two usual ways of moving it away for a moment are rewritten before a graph is read.
+"""An exported graph made plain before it is read: operators that say nothing go, the batch axis stays in front.
 
-At batch 1 the rewritten operators give the same entries by the same sums, so that the graph stays the one that runs.
+At batch 1 what is put in place gives the same entries by the same sums, so that the graph stays the one that runs.
 """
 
 from __future__ import annotations
@@ -16,15 +16,30 @@ VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 COPIES = (aten.clone.default, aten.contiguous.default)
 SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
 SQUEEZES = (aten.squeeze.dim, aten.squeeze.dims)
+CASTS = (aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device)
 
 
-def keep_batch_axis(graph: Graph) -> None:
+def tidy(graph: Graph) -> None:
     """Rewrite the graph in place, where a rewrite applies."""
     for node in list(graph.nodes):
-        if node.target in (aten.addmm.default, aten.mm.default) and not node.kwargs:
+        if node.target is aten._assert_tensor_metadata.default:
+            graph.erase_node(node)  # it held when the graph was captured, for the one shape that is certified
+        elif node.target in CASTS and _unchanged(node, node.args[0]):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.target is aten.softmax.int and len(node.args) > 2 and _unchanged(node, node.args[0]):
+            node.args = node.args[:2]
+        elif node.target in (aten.addmm.default, aten.mm.default) and not node.kwargs:
             _unflatten(graph, node)
         elif node.target is aten.permute.default:
             _swap(node)
+
+
+def _unchanged(node: Node, x: Any) -> bool:
+    """Whether an operator that names a type or a device keeps those of its operand."""
+    return isinstance(x, Node) and (
+        (node.meta["val"].dtype, node.meta["val"].device) == (x.meta["val"].dtype, x.meta["val"].device)
+    )
 
 
 def _shape(node: Node) -> tuple[int, ...]:
