@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from certkit.bounds.number import Interval, Up, least
 
@@ -44,6 +45,7 @@ class Bound:
     shape: tuple[int, ...]
     norms: Mapping[Axes, Reach]
     range: Interval | None = None
+    found: dict[Axes, Reach] = field(default_factory=dict, init=False, repr=False, compare=False)  # by ``within``
 
     def __post_init__(self) -> None:
         if not self.norms:
@@ -67,24 +69,38 @@ class Bound:
         From a known N_B: N_{A∩B} <= N_B, as a Euclidean norm over fewer axes is smaller; and
         N_A <= sqrt(product of the lengths of A \\ B) * N_{A∩B}, as it joins that many entries, each at most the largest.
         """
+        if axes not in self.found:
+            self.found[axes] = self._routes(axes)
+        return self.found[axes]
+
+    def _routes(self, axes: Axes) -> Reach:
         routes = [
-            reach if axes <= known else reach.scaled(Up.of(self.count(axes - known)).sqrt())
+            reach if axes <= known else reach.scaled(root(self.count(axes - known)))
             for known, reach in sorted(self.norms.items(), key=lambda item: sorted(item[0]))
         ]
         found = routes[0]
         for route in routes[1:]:
             found = found.best(route)
         if self.range is not None:
-            found = Reach(
-                least(found.size, self.range.largest * Up.of(self.count(axes)).sqrt()), found.gain, found.error
-            )
+            found = Reach(least(found.size, self.range.largest * root(self.count(axes))), found.gain, found.error)
         return found
 
 
+@lru_cache(maxsize=4096)
+def root(count: int) -> Up:
+    """An upper bound of the square root of a count."""
+    return Up.of(count).sqrt()
+
+
 def bound(shape: Iterable[int], norms: Mapping[Axes, Reach], range: Interval | None = None) -> Bound:
-    """A bound without the norms that the others already imply, so that a ledger shows only what carries the proof."""
+    """A bound without the norms that the others already imply, so that a ledger shows only what carries the proof.
+
+    Numbers that are one per sample imply each other for some samples and not for others: all their norms stay.
+    """
     shape = tuple(shape)
     kept = dict(norms)
+    if not all(isinstance(reach.gain, Up) for reach in norms.values()):
+        return Bound(shape, kept, range)
     for axes in sorted(norms, key=lambda a: (len(a), sorted(a))):
         others = {known: reach for known, reach in kept.items() if known != axes}
         if others and Bound(shape, others, range).within(axes).best(kept[axes]) == Bound(shape, others, range).within(

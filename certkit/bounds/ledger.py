@@ -24,6 +24,8 @@ from certkit.errors import CertkitError, RecordError, RuleViolation, one_line
 
 MAX_TEXT = 64  # no honest number of DIGITS digits is longer
 MAX_AXES = 16
+TWO = Up.of(2)
+SQRT_2 = TWO.sqrt()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +110,20 @@ def pair_gains(read: Bound, logits: Bound, l2: Matrix | None, l1: Matrix | None)
     for matrix in (l2, l1):
         if matrix is not None and (len(matrix) != classes or any(len(row) != classes for row in matrix)):
             raise RecordError(f"the pair norms must form a {classes} x {classes} matrix")
-    joint, largest = read.within(read.axes).gain, read.within(frozenset()).gain
     if l2 is None or l1 is None:
-        factor = least(Up.of(2).sqrt() * joint, largest * 2)
+        factor = pair_gain(read)
         gain = tuple(tuple(ZERO if i == j else factor for j in range(classes)) for i in range(classes))
     else:
         gain = tuple(
-            tuple(ZERO if i == j else least(l2[i][j] * joint, l1[i][j] * largest) for j in range(classes))
+            tuple(ZERO if i == j else pair_gain(read, l2[i][j], l1[i][j]) for j in range(classes))
             for i in range(classes)
         )
     return gain, logits.within(frozenset()).error * 2
+
+
+def pair_gain(read: Bound, l2: Up = SQRT_2, l1: Up = TWO) -> Up:
+    """The slope of one logit difference, a linear function of ``read`` with norms at most ``l2`` and ``l1``: see ``Pairs``."""
+    return least(l2 * read.within(read.axes).gain, l1 * read.within(frozenset()).gain)
 
 
 def to_json(ledger: Ledger) -> dict[str, Any]:

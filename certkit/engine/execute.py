@@ -39,6 +39,7 @@ def allowed(mask: Tensor) -> Tensor:
     return mask if mask.dtype is torch.bool else mask > MASKED
 
 
+See = Callable[[Node, Tensor], None]  # is shown each value of the graph
 Watch = dict[str, tuple[Tensor, Tensor]]  # by node name: the logits q·k, and those with the mask
 
 
@@ -53,8 +54,13 @@ def masked(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
     return scores.masked_fill(~allowed(mask), -math.inf)
 
 
-def run(program: Program, x: Tensor, attend: Attend | None = None, watch: Watch | None = None) -> Tensor:
-    """The logits of one sample (batch axis of 1) in float64. ``watch`` receives what each attention computes."""
+def run(
+    program: Program, x: Tensor, attend: Attend | None = None, watch: Watch | None = None, see: See | None = None
+) -> Tensor:
+    """The logits of one sample (batch axis of 1) in float64. ``watch`` receives what each attention computes.
+
+    ``see`` is shown every tensor in turn, input included, while all that later operators read is still held.
+    """
 
     def attention(node: Node, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
                   is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False) -> Tensor:  # fmt: skip
@@ -66,7 +72,10 @@ def run(program: Program, x: Tensor, attend: Attend | None = None, watch: Watch 
         return (weights if attend is None else attend(node, weights)) @ v
 
     values: dict[Node, Any] = {**program.constants, program.input: x}
+    unread = {node: len(node.users) for node in (program.input, *program.nodes)}
     finite = torch.ones((), dtype=torch.bool)
+    if see is not None:
+        see(program.input, x)
     for node in program.nodes:
         args: Any = map_arg(node.args, values.__getitem__)
         kwargs: Any = map_arg(node.kwargs, values.__getitem__)
@@ -84,6 +93,13 @@ def run(program: Program, x: Tensor, attend: Attend | None = None, watch: Watch 
             assert callable(node.target)
             values[node] = node.target(*args, **kwargs)
         finite = finite & _in_range(node, values[node])
+        if see is not None and isinstance(values[node], Tensor):
+            see(node, values[node])
+        for operand in node.all_input_nodes:
+            if operand in unread:
+                unread[operand] -= 1
+                if not unread[operand] and operand is not program.output:
+                    del values[operand]
     result = values[program.output]
     assert isinstance(result, Tensor)
     # An overflow on the way can end in a finite number that means nothing, and no rule charges for it.

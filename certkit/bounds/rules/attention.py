@@ -53,7 +53,9 @@ def attention(inputs: Sequence[Bound], facts: Facts) -> Bound:
     of the n rows P <= r: c' <= min(c, 2 r c (1 + 2 r) + 2 n r), as 1 / (1 - r) <= 1 + 2 r up to r = 1/2, from where
     on c is the smaller. In l2 over heads, tokens and features the heads are a direct sum, so the largest R of a head counts
     and no sqrt(H) appears; per head and token (max over both) c is replaced by 1. The mean value inequality on the convex
-    input domain makes this a Lipschitz bound.
+    input domain makes this a Lipschitz bound. Where more is known of the values, ``key_deviation`` and ``value_deviation``
+    replace sqrt(t) Rk and sqrt(t) Rv: upper bounds, in every direction, of the standard deviation of keys and values under a
+    row of P, which is all that (ii) and (iii) ask of them.
     """
     q, k, v = only(inputs, 3)
     shape = facts.shape()
@@ -71,19 +73,23 @@ def attention(inputs: Sequence[Bound], facts: Facts) -> Bound:
     column_sum, rest = least(facts.measured("column_sum"), Up.of(rows)), facts.measured("rest")
     columns, beside = column_sum.sqrt(), Interval.at(least(rest, HALF))
     variance = (beside * (beside * Interval.of(-1, -1) + Interval.of(1, 1))).largest * 4
+    share = variance.sqrt()
+    sk, sv = (
+        least(share * x.size, facts.evidence.get(name, x.size))
+        for x, name in ((rk, "key_deviation"), (rv, "value_deviation"))
+    )
     spread = least(column_sum, rest * 2 * (column_sum * (ONE + rest * 2) + Up.of(rows)))
 
     def gain(axes: Axes, mixing: Up, deviation: Up) -> Up:
         dq, dk, dv = (x.within(axes).gain for x in (q, k, v))
-        moved = variance * rk.size * dq + variance.sqrt() * deviation * rq.size * dk
-        return mixing * dv + scale * rv.size * moved
+        return mixing * dv + scale * sv * (sk * dq + deviation * rq.size * dk)
 
     # Execution, per head and token: the weights' own error, then a product with the values.
     row, held = weights_error(q, k, facts), rv.size + rv.error
     error = row * held + rv.error + gamma(keys, facts.roundoff) * (ONE + row) * held
     error = error + facts.smallest * keys * (ONE + held) * Up.of(shape[last]).sqrt()
 
-    per_token = Reach(rv.size, gain(token, ONE, variance.sqrt()), error)
+    per_token = Reach(rv.size, gain(token, ONE, share), error)
     everything = frozenset(range(1, len(shape)))
     whole = Bound(shape, {token: per_token}).within(everything)
     jointly = Reach(columns * v.within(everything).size, gain(everything, columns, spread.sqrt()), whole.error)

@@ -55,6 +55,18 @@ def _normalised(x: Bound, axes: Axes, facts: Facts, share: Up, rounding: Up) -> 
     return bound(x.shape, norms)
 
 
+def computed(x: Bound) -> Up:
+    """The largest absolute value of a computed entry."""
+    entry = x.within(frozenset())
+    return entry.size + entry.error
+
+
+def means_error(x: Bound, axes: Axes, facts: Facts) -> Up:
+    """k of the layer norm's step (2): a variance v of computed values is off by (2 k sqrt(v) + k^2)(1 + g) + g v."""
+    n = x.count(axes)
+    return gamma(8 * n + 6, facts.roundoff) * computed(x) * Up.of(n.bit_length()).sqrt()
+
+
 @rule("layer-norm")
 def layer_norm(inputs: Sequence[Bound], facts: Facts) -> Bound:
     """Layer norm stretches by at most max|g| / sqrt(eps), and no normalised vector is longer than sqrt(d).
@@ -90,9 +102,9 @@ def layer_norm(inputs: Sequence[Bound], facts: Facts) -> Bound:
     axes = _normalised_axes(x, facts)
     n, u = x.count(axes), facts.roundoff
     root, steepest = Up.of(n).sqrt(), facts.measured("inverse_root")
-    entry, joint = x.within(frozenset()), x.within(axes)
-    top, length = entry.size + entry.error, joint.size + joint.error
-    q = steepest * gamma(8 * n + 6, u) * top * Up.of(n.bit_length()).sqrt()
+    joint = x.within(axes)
+    top, length = computed(x), joint.size + joint.error
+    q = steepest * means_error(x, axes, facts)
     relative = gamma(2 * n + 8, u)
     variance = root * (q * 2 + q * q) * (ONE + relative) + relative * steepest * length
     centre = root * steepest * top * (gamma(8 * n + 2, u) / 2 + gamma(16, u)) * (ONE + gamma(8, u))

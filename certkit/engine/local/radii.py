@@ -1,0 +1,156 @@
+"""How far each sample may move before its predicted class can change, proved from facts of its own ball."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from certkit.bounds.bound import Bound
+from certkit.bounds.ledger import Ledger, pair_gain
+from certkit.bounds.number import Up
+from certkit.certified import margins, radii
+from certkit.engine.local.centre import Centre, measure
+from certkit.engine.local.numbers import Floats, Ups, as_up
+from certkit.engine.local.walk import Balls, Known, executed, ready, selected, walk
+from certkit.engine.program import Program
+
+PASSES = 20
+FIRST = 8  # the first ball tried is this part of where the bound at the centre alone would end
+GRID = 8  # radii are such parts of an octave apart, so that no rounding of a centre moves them
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LocalRadii:
+    """Per sample: the largest radius that was tried and proved, never below that of the box.
+
+    ``gain`` (N, classes) bounds the slope of the predicted logit minus each other on that ball; ``error`` the float error of
+    such a difference there, of the centre and of the arithmetic that was asked for together.
+    """
+
+    radius: Floats
+    gain: Floats
+    error: Floats
+
+
+def local_radii(
+    program: Program,
+    ledger: Ledger,
+    images: Tensor,
+    logits: Floats,
+    *,
+    deployed: Ledger | None = None,
+    passes: int = PASSES,
+) -> LocalRadii:
+    """Certified radii (N,) in the ledger's norm, of images (N, ...) with float64 logits (N, classes) at the centres.
+
+    ``ledger`` is the program's, for float64 and the box. A sample is certified at r iff for every other class the lead in
+    ``logits``, less the error, exceeds what the difference can move on the ball of radius r meeting the box (see ``walk``).
+    With ``deployed``, the same program's ledger for another arithmetic, the error of executing that one anywhere on the
+    ball is taken off too. Balls grow by steps that are halved whenever one fails, ``passes`` tries in all; every sample is
+    on its own, so neither the order nor the company of samples matters.
+    """
+    with np.errstate(all="ignore"):
+        search = _Search(program, ledger, images, logits, deployed)
+        return search.run(passes)
+
+
+def local_bounds(
+    program: Program, ledger: Ledger, images: Tensor, radius: float | Floats, *, deployed: Ledger | None = None
+) -> dict[str, Bound]:
+    """The bounds of every step on the ball of ``radius`` around each image, meeting the box; radius 0 is the sample itself.
+
+    Numbers are ``certkit.engine.local.numbers.Ups`` and ``Intervals``, with one entry per image, or one for all. With
+    ``deployed`` the errors are those of that ledger's arithmetic.
+    """
+    with np.errstate(all="ignore"):
+        centre = measure(program, ledger, images)
+        balls = walk(ready(ledger), centre, Ups(np.broadcast_to(np.asarray(radius, dtype=np.float64), len(images))))
+        return dict(balls.bounds if deployed is None else executed(deployed.arithmetic, ready(deployed), centre, balls))
+
+
+class _Search:
+    """The search of all samples at once."""
+
+    def __init__(
+        self, program: Program, ledger: Ledger, images: Tensor, logits: Floats, deployed: Ledger | None
+    ) -> None:
+        self.ledger, self.deployed = ledger, deployed
+        self.centre: Centre = measure(program, ledger, images)
+        self.steps: tuple[Known, ...] = ready(ledger)
+        self.other = None if deployed is None else ready(deployed)
+        self.logits = logits
+        self.top = logits.argmax(axis=1)
+        pairs = ledger.pairs
+        self.l2, self.l1 = (None if m is None else _rows(m, self.top) for m in (pairs.l2, pairs.l1))
+
+    def gains(self, balls: Balls) -> Floats:
+        """Upper bounds (N, classes) of the slope of the top logit minus each other."""
+        read = balls.bounds[self.ledger.pairs.node]
+        shape = self.logits.T.shape
+        if self.l2 is None or self.l1 is None:
+            return np.broadcast_to(Ups.of(pair_gain(read)).value, shape).T.copy()
+        return np.broadcast_to(Ups.of(pair_gain(read, as_up(self.l2), as_up(self.l1))).value, shape).T.copy()
+
+    def errors(self, balls: Balls) -> Floats:
+        """How far the computed lead (N,) may be off, at the centre and, if asked for, where it is executed."""
+        error = balls.bounds[self.ledger.output].within(frozenset()).error * 2
+        if self.deployed is not None and self.other is not None:
+            found = executed(self.deployed.arithmetic, self.other, self.centre, balls)
+            error = error + found[self.deployed.output].within(frozenset()).error * 2
+        return np.broadcast_to(Ups.of(error).value, len(self.logits)).copy()
+
+    def run(self, passes: int) -> LocalRadii:
+        """See ``local_radii``."""
+        none = np.zeros(len(self.logits))
+        here = walk(self.steps, self.centre, Ups(none))
+        gain, error = self.gains(here), self.errors(here)
+        lead = margins(self.logits, 0.0)  # the errors are taken off below, as they grow with the ball
+        moved, radius = np.zeros_like(gain), none
+        step = _grid(
+            np.min(np.where(np.isfinite(lead), (lead - error[:, None]) / gain, np.inf), axis=1, initial=np.inf)
+        )
+        step = step / FIRST
+        for _ in range(passes):
+            tried = radius + step
+            there = walk(self.steps, self.centre, Ups(tried), here)
+            slope, off = self.gains(there), self.errors(there)
+            reached = (Ups(moved) + Ups(slope) * Ups(np.nextafter(tried - radius, np.inf)[:, None])).value
+            passed = (step > 0) & _leads(lead, off, reached)
+            here = selected(passed, there, here)
+            moved, gain = np.where(passed[:, None], reached, moved), np.where(passed[:, None], slope, gain)
+            radius, error = np.where(passed, tried, radius), np.where(passed, off, error)
+            step = np.where(passed, step, step / 2)
+        box = self.box()
+        better = box.radius > radius
+        gain = np.where(better[:, None], box.gain, gain)
+        return LocalRadii(np.maximum(radius, box.radius), gain, np.where(better, box.error, error))
+
+    def box(self) -> LocalRadii:
+        """The radii that follow from the ledger of the whole box."""
+        gain = np.array([[number.to_float() for number in row] for row in self.ledger.pairs.gain])
+        error = Ups.of(self.ledger.pairs.error)
+        if self.deployed is not None:
+            error = error + self.deployed.pairs.error
+        radius = radii(self.logits, gain, float(error.value))
+        return LocalRadii(radius, gain[self.top], np.full(len(self.top), float(error.value)))
+
+
+def _rows(matrix: tuple[tuple[Up, ...], ...], top: NDArray[np.int64]) -> Ups:
+    """Per sample the row of its class, as (classes, N)."""
+    return Ups(np.array([[number.to_float() for number in row] for row in matrix])[top].T.copy())
+
+
+def _leads(lead: Floats, error: Floats, reached: Floats) -> NDArray[np.bool_]:
+    """lead - error > reached for every other class; the lead over itself is infinite."""
+    slack = np.nextafter(lead - error[:, None], -np.inf)
+    return np.asarray(((slack > reached) | np.isposinf(lead)).all(axis=1))
+
+
+def _grid(number: Floats) -> Floats:
+    """The next smaller power of 2^(1/GRID); 0 for what is not positive, or infinite."""
+    known = np.isfinite(number) & (number > 0)
+    power = np.exp2(np.floor(np.log2(np.where(known, number, 1.0)) * GRID) / GRID)
+    return np.where(known, power, 0.0)
