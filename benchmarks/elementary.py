@@ -9,7 +9,8 @@ so many roundings u of the value, u = 2^-24, and an amount beside. Here the seco
 counted in roundings of the value. Asked are all numbers of absolute value up to 2^124, as far as the value is no larger: a
 sixteenth of what float32 holds, as a float claim demands of every value. The worst place of each function is computed again
 with Arb. Strides are measured alone where one in 61 numbers finds a difference, powers from 5 on at one in 61 numbers.
-Results of one build and CPU capability replace earlier ones of the same.
+Results of one build and CPU capability replace earlier ones of the same. Printed is the table that
+``certkit.bounds.elementary`` holds, once every function was measured.
 """
 
 from __future__ import annotations
@@ -235,6 +236,20 @@ def proved(f: Function, path: str, at: float) -> float:
     return float((error / (arb(U) * arb(scale))).upper()) if scale else math.inf
 
 
+def table(results: list[dict[str, Any]]) -> str:
+    """The results as ``certkit.bounds.elementary`` holds them."""
+    lines = []
+    for entry in results:
+        lines.append(f'    Build("{entry["build"]["torch"]}", "{entry["build"]["capability"]}"): {{')
+        for name in CHARGED:
+            found = entry["functions"][name]
+            paths = [found[path] for path in PATHS if found[path] != "as vectorised"]
+            worst = max(max(path["roundings"], path["roundings_by_arb"]) for path in paths)
+            lines.append(f'        "{name}": Figure({math.ceil(worst * 100) / 100}, {found["every"]}),')
+        lines.append("    },")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -268,6 +283,8 @@ def main() -> None:
             results.append(entry)
         entry["functions"][name] = found
         given.out.write_text(json.dumps(results, indent=1) + "\n")
+    if all({*entry["functions"]} >= {*CHARGED} for entry in results):
+        print(table(results))
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def _loud(step: Step, inputs: list[Bound], arithmetic: str) -> bool:
     """Whether what underflows in q sqrt(scale) and k sqrt(scale) is below one rounding of the scores' own bound.
 
     The attention rule charges d + 10 roundings of scale |q||k| for a dot product of d terms, of which the math kernel needs
-    d + 5 (two products with the root of the scale, which is itself rounded twice); what each factor loses, at most
+    d + 7 (two products with the root of the scale, itself rounded, the mask, and the largest score subtracted); what each factor loses, at most
     ``smallest`` an entry, meets the other factor, at most sqrt(d) max(1, sqrt(scale)) |k| in all.
     """
     q, k, _ = inputs
@@ -322,7 +322,7 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {  # by rule, the measured functions 
 
 
 def _assumptions(program: Program, ledger: Ledger) -> Iterator[str]:
-    yield f"the program runs in {ledger.arithmetic} on {PINNED}"
+    yield f"the program runs in {ledger.arithmetic}, on inputs that are {ledger.arithmetic} numbers, in {PINNED}"
     yield "the module runs the operators of its exported graph (checked on the evaluation samples)"
     if folded := _folded(program, ledger.arithmetic):
         yield (
@@ -336,18 +336,19 @@ def _assumptions(program: Program, ledger: Ledger) -> Iterator[str]:
         yield f"exp, erf, tanh and the like are accurate to {ELEMENTARY_ULPS} units in the last place in float64 (not measured)"
         return
     here = running()
-    known = MEASURED.get(here)
-    builds = " and ".join(f"{build.torch} with {build.capability}" for build in MEASURED)
-    missing = used if known is None else [name for name in used if name not in known]
-    if measured := [name for name in used if name not in missing]:
+    known = MEASURED.get(here, {})
+    for every in sorted({known[name].every for name in used if name in known}):
+        names = [name for name in used if name in known and known[name].every == every]
+        numbers = "every float32 number" if every == 1 else f"one float32 number in {every}"
         yield (
-            f"{', '.join(measured)}: within what the rules charge, measured on every float32 number for torch {here.torch} "
-            f"with {here.capability} (powers from 5 on: on one in 61)"
+            f"{', '.join(names)}: within what the rules charge, measured on {numbers} for torch {here.torch} with "
+            f"{here.capability}"
         )
-    if missing:
+    if missing := [name for name in used if name not in known]:
+        builds = " and ".join(f"torch {build.torch} with {build.capability}" for build in MEASURED)
         yield (
-            f"{', '.join(missing)}: within what the rules charge (not measured for torch {here.torch} with {here.capability}; "
-            f"measured for {builds})"
+            f"{', '.join(missing)}: within what the rules charge (not measured for torch {here.torch} with {here.capability}, "
+            f"only for {builds})"
         )
 
 
