@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -105,14 +105,14 @@ def cross_check(
 
 @dataclass(slots=True, eq=False)
 class _Bounder:
-    """Lower bounds of margins: one BoundedModule per batch size, in float64, on one set of samples."""
+    """Lower bounds of margins on one set of samples, by one BoundedModule, so in batches of one size, in float64."""
 
     package: Package
     model: Written
     data: Dataset
     norm: Norm
     batch: int
-    modules: dict[int, Any] = field(default_factory=dict)
+    module: Any = None
 
     def margins(self, method: MethodName, rows: Sequence[int], eps: Floats) -> Floats:
         """Lower bounds (rows, classes - 1) of the label's logit minus each other one; NaN where a bound means nothing.
@@ -120,9 +120,12 @@ class _Bounder:
         ``eps`` is one radius per row.
         """
         found = []
-        for start in range(0, len(rows), self.batch):
-            piece = list(rows[start : start + self.batch])
-            found.append(self._piece(method, piece, torch.from_numpy(eps[start : start + self.batch])))
+        size = min(self.batch, len(self.data.labels))
+        for start in range(0, len(rows), size):
+            piece, radii = list(rows[start : start + size]), eps[start : start + size]
+            missing = size - len(piece)  # filled with copies: another batch size would be another BoundedModule
+            whole = torch.from_numpy(np.pad(radii, (0, missing), mode="edge"))
+            found.append(self._piece(method, piece + piece[-1:] * missing, whole)[: len(piece)])
         return np.concatenate(found)
 
     def _piece(self, method: MethodName, rows: list[int], eps: Tensor) -> Floats:
@@ -135,7 +138,9 @@ class _Bounder:
             )
         else:
             ball = self.package.PerturbationLpNorm(norm=2.0, eps=away)
-        module = self._module(x)
+        if self.module is None:
+            self.module = self.package.BoundedModule(self.model, x, bound_opts=dict(OPTIONS), device="cpu")
+        module = self.module
         lower, _ = module.compute_bounds(
             x=(self.package.BoundedTensor(x, ball),),
             C=differences(self.data.labels[rows], len(self.data.record.classes)),
@@ -149,11 +154,6 @@ class _Bounder:
                 lower[(read.reshape(len(read), -1) <= 0).any(1).expand(len(rows))] = math.nan
         found: Floats = lower.numpy()
         return found
-
-    def _module(self, x: Tensor) -> Any:
-        if len(x) not in self.modules:
-            self.modules[len(x)] = self.package.BoundedModule(self.model, x, bound_opts=dict(OPTIONS), device="cpu")
-        return self.modules[len(x)]
 
 
 def differences(labels: Tensor, classes: int) -> Tensor:

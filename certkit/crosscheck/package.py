@@ -57,6 +57,8 @@ def package() -> Package:
     if importlib.util.find_spec("auto_LiRPA") is None:
         raise Unavailable(MISSING)
     _mend_torch_and_numpy()
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -65,6 +67,8 @@ def package() -> Package:
         raise Unavailable(
             f"auto_LiRPA is installed and cannot be imported ({type(error).__name__}: {one_line(error, 160)})"
         ) from None
+    finally:
+        root.handlers[:], root.level = handlers, level  # auto_LiRPA configures everybody's logging
     found = getattr(module, "__version__", None) or _installed()
     if str(found).startswith("0.3"):
         _mend_old()

@@ -61,7 +61,6 @@ AFFINE = (
     aten.convolution.default,
     aten.mean.dim,
     aten.sum.dim_IntList,
-    aten.batch_norm.default,
 )  # affine in the one operand that depends on the input, when all others are constant
 
 PAIRS = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.maximum.default, aten.minimum.default)
@@ -246,15 +245,16 @@ def _extras(program: Program, node: Node) -> dict[str, Tensor]:
         return {"zero": torch.zeros(program.shapes[node][-1], dtype=torch.float64)}
     if node.target is aten.div.Tensor and args[1] in constants:
         return {"inverse": (1.0 / constants[args[1]]).expand(1, *sample)[0]}
-    if node.target is aten.batch_norm.default:
+    if node.target is aten._native_batch_norm_legit_no_training.default:
         weight, bias, mean, var = (None if one is None else constants[one] for one in args[1:5])
         assert mean is not None
         assert var is not None
-        shape = (1, -1, *(1,) * (len(program.shapes[node]) - 2))
-        eps = float(args[7])
+        shape = (-1, *(1,) * (len(program.shapes[args[0]]) - 2))
+        eps = float(args[6])
         factor = 1.0 / torch.sqrt(var + eps) * (1.0 if weight is None else weight)
         shift = (0.0 if bias is None else bias) - mean * factor
-        return {"factor": factor.reshape(shape), "shift": shift.reshape(shape)}
+        whole = program.shapes[args[0]][1:]
+        return {"factor": factor.reshape(shape).expand(whole), "shift": shift.reshape(shape).expand(whole)}
     if node.target is aten.scaled_dot_product_attention.default:
         return _mask(program, node)
     return {}
@@ -350,8 +350,8 @@ def _rms_norm(x: Tensor, shape: list[int], weight: Tensor | None = None, eps: fl
     return y if weight is None else y * weight
 
 
-def _batch_norm(x: Tensor, *_: Any, factor: Tensor, shift: Tensor) -> Tensor:
-    return x * factor + shift
+def _batch_norm(x: Tensor, *_: Any, factor: Tensor, shift: Tensor) -> tuple[Tensor]:
+    return (x * factor + shift,)
 
 
 def _split(x: Tensor, sizes: int | list[int], axis: int = 0) -> list[Tensor]:
@@ -380,7 +380,7 @@ WRITTEN: dict[Any, Callable[..., Any]] = {
     aten.scaled_dot_product_attention.default: _attention,
     aten.layer_norm.default: _layer_norm,
     aten.rms_norm.default: _rms_norm,
-    aten.batch_norm.default: _batch_norm,
+    aten._native_batch_norm_legit_no_training.default: _batch_norm,
     aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split,
     aten.slice.Tensor: _slice,

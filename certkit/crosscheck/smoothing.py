@@ -46,7 +46,7 @@ def levels_of(images: Tensor) -> int | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sampler:
-    """Classes of one network under the plan's noise. Every batch has the same shape; unused rows are left out."""
+    """Classes of one network under the plan's noise."""
 
     model: nn.Module
     plan: Smoothing
@@ -79,12 +79,12 @@ class Sampler:
         return (steps / self.plan.levels).to(self.dtype)
 
     def counts(self, image: Tensor, generator: np.random.Generator, draws: int) -> Counts:
-        """How often each class came out of ``draws`` noisy copies; NaN logits count for no class."""
+        """How often each class came out of ``draws`` noisy copies, all batches alike; NaN logits count for no class."""
         found = np.zeros(self.classes, np.int64)
         with torch.no_grad():
-            for start in range(0, draws, self.plan.batch):
-                used = min(self.plan.batch, draws - start)
-                logits = self.model(self.noisy(image, generator, self.plan.batch))[:used]
+            rows = min(self.plan.batch, draws)
+            for start in range(0, draws, rows):
+                logits = self.model(self.noisy(image, generator, rows))[: draws - start]
                 winners = logits.argmax(1)[~logits.isnan().any(1)]
                 found += np.bincount(winners.numpy(), minlength=self.classes)
         return found
