@@ -356,6 +356,19 @@ def test_the_drift_of_one_linear_map_is_attained() -> None:
     assert found.pairs[0][1].to_float() == pytest.approx(3 * 2.0**-10 * 4, rel=1e-9)
 
 
+def test_a_changed_weight_meets_the_values_of_the_changed_network() -> None:
+    # Both maps were 0 and become the identity: the second one's change acts on values that the first network never has.
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)).eval()
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        for old, new in zip(net.parameters(), twin.parameters(), strict=True):
+            old.zero_()
+            new.copy_(torch.eye(2))
+    found = drifts(export(net, (2,)), export(twin, (2,)), (-1.0, 1.0))
+    assert found.l2.to_float() == pytest.approx(2**0.5, rel=1e-9)
+    assert found.pairs[0][1].to_float() == pytest.approx(2, rel=1e-9)
+
+
 def test_what_does_not_change_does_not_drift() -> None:
     for name in ("attention: two heads", "linear: twice", "softmax with a learned shift"):
         first = program_of(TABLE[name], 0) if name in TABLE else export(WEIGHTED[name][0](), WEIGHTED[name][1])
