@@ -31,7 +31,7 @@ from certkit.records import Subject
 SUFFIX = ".onnx"
 MAX_BYTES = 2**31  # of a protobuf message
 MAX_NODES = 100_000
-OPSETS = range(13, 24)  # axes as inputs came with 13
+OPSETS = range(9, 24)
 FLOATS = {1: torch.float32, 11: torch.float64}  # ONNX's numbers of types
 BATCH = 64
 SLACK = (
@@ -61,7 +61,7 @@ def compare(path: Path, module: nn.Module, data: Dataset) -> float:
     program = export(module, tuple(data.images.shape[1:]))
     arithmetic = "float64" if program.dtype is torch.float64 else "float32"
     proved = Interpreter(program)("l2", data.box, arithmetic=arithmetic).pairs.error.to_float()
-    run = _runtime(_bytes(Path(path)))
+    run = runtime(_bytes(Path(path)))
     largest, scale = 0.0, 0.0
     for piece in torch.split(data.images, BATCH if getattr(module, "batched", True) else 1):
         with torch.no_grad():
@@ -89,7 +89,7 @@ def _bytes(path: Path) -> bytes:
         raise CheckpointError(f"{name}: cannot be read ({error.strerror or error})") from None
 
 
-def _runtime(raw: bytes) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def runtime(raw: bytes) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """A program of others that runs the file on one array."""
     try:
         import onnxruntime
@@ -236,7 +236,7 @@ class Operator(nn.Module):
             )
         if self.node.op_type in WEIGHTED:
             inputs = tuple(torch.from_numpy(np.array(v)) if isinstance(v, np.ndarray) else v for v in inputs)
-        attributes = Attributes(self.label, self.node.op_type, dict(self.attributes), len(self.node.output))
+        attributes = Attributes(self.label, self.node.op_type, dict(self.attributes), len(self.node.output), self.opset)
         found = OPERATORS[self.node.op_type](attributes, *inputs)
         attributes.finish()
         outputs = tuple(found) if isinstance(found, (tuple, list)) else (found,)
@@ -247,16 +247,21 @@ class Operator(nn.Module):
         return outputs
 
     def _folded(self, inputs: Sequence[Value]) -> Sequence[Value]:
+        from onnx import TensorProto, helper
         from onnx.reference import ReferenceEvaluator
 
         if not entries(self.node.op_type, inputs) <= MAX_ENTRIES:
             raise CheckpointError(
                 f"{self.label}: {self.node.op_type} makes a constant of more than {MAX_ENTRIES} entries"
             )
+        feeds = {name: value for name, value in zip(self.node.input, inputs, strict=True) if name}
         if self._reference is None:
-            self._reference = ReferenceEvaluator(self.node, opsets={"": self.opset})
-        feeds = dict(zip(self.node.input, inputs, strict=True))
-        found: Sequence[Value] = self._reference.run(None, {name: value for name, value in feeds.items() if name})
+            given, made = ([helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in names if name]
+                           for names in (dict.fromkeys(self.node.input), self.node.output))  # fmt: skip
+            alone = helper.make_graph([self.node], "constant", given, made)
+            opsets = [helper.make_opsetid("", self.opset)]  # a node alone would be read by the newest set
+            self._reference = ReferenceEvaluator(helper.make_model(alone, opset_imports=opsets))
+        found: Sequence[Value] = self._reference.run(None, feeds)
         return found
 
 

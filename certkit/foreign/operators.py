@@ -1,6 +1,6 @@
 """ONNX operators as torch computes them. Attributes that no line reads are refused: nothing is left out in silence.
 
-Source: the operators' definitions in https://onnx.ai/onnx/operators/, sets 13 to 23.
+Source: the operators' definitions in https://onnx.ai/onnx/operators/, sets 9 to 23.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Attributes:
     operator: str
     given: dict[str, Any]
     outputs: int
+    opset: int
 
     def take(self, name: str, default: Any = None) -> Any:
         found = self.given.pop(name, default)
@@ -57,6 +58,11 @@ class Attributes:
 
     def integers(self, value: Value, what: str) -> list[int]:
         return [int(n) for n in np.asarray(self.constant(value, what)).reshape(-1)]
+
+    def either(self, value: Value, name: str) -> Value:
+        """An operand that is an input in newer operator sets and an attribute in older ones."""
+        found = self.take(name)
+        return value if found is None else np.asarray(found)
 
     def axes(self, value: Value) -> list[int] | None:
         """Axes, an attribute in older operator sets and an input in newer ones."""
@@ -185,7 +191,8 @@ def prelu(given: Attributes, x: Tensor, slope: Tensor) -> Tensor:
 
 @translates("Clip")
 def clip(given: Attributes, x: Tensor, low: Value = None, high: Value = None) -> Tensor:
-    ends = [None if end is None else np.asarray(given.constant(end, "a bound")).item() for end in (low, high)]
+    limits = given.either(low, "min"), given.either(high, "max")
+    ends = [None if end is None else np.asarray(given.constant(end, "a bound")).item() for end in limits]
     return x if ends == [None, None] else torch.clamp(x, *ends)
 
 
@@ -199,7 +206,7 @@ def cast(given: Attributes, x: Tensor) -> Tensor:
 
 @translates("Dropout")
 def dropout(given: Attributes, x: Tensor, ratio: Value = None, training: Value = None) -> Tensor:
-    given.take("seed")
+    given.take("seed"), given.take("ratio")
     if given.outputs > 1 or (training is not None and bool(given.constant(training, "training_mode"))):
         given.refuse("in training mode")
     return x
@@ -260,13 +267,22 @@ def concat(given: Attributes, *parts: Value) -> Tensor:
 @translates("Split")
 def split(given: Attributes, x: Tensor, sizes: Value = None) -> tuple[Tensor, ...]:
     axis, count = given.take("axis", 0), given.take("num_outputs", given.outputs)
+    sizes = given.either(sizes, "split")
     if sizes is None:
         return torch.split(x, -(-int(x.shape[axis]) // count), axis)
     return torch.split(x, given.integers(sizes, "the sizes"), axis)
 
 
 @translates("Slice")
-def slice_(given: Attributes, x: Tensor, starts: Value, ends: Value, axes: Value = None, steps: Value = None) -> Tensor:
+def slice_(
+    given: Attributes,
+    x: Tensor,
+    starts: Value = None,
+    ends: Value = None,
+    axes: Value = None,
+    steps: Value = None,
+) -> Tensor:
+    starts, ends, axes = (given.either(v, n) for v, n in ((starts, "starts"), (ends, "ends"), (axes, "axes")))
     first, last = given.integers(starts, "the starts"), given.integers(ends, "the ends")
     along = list(range(len(first))) if axes is None else given.integers(axes, "the axes")
     stride = [1] * len(first) if steps is None else given.integers(steps, "the steps")
@@ -302,8 +318,9 @@ def tile(given: Attributes, x: Tensor, repeats: Value) -> Tensor:
 
 
 @translates("Pad")
-def pad(given: Attributes, x: Tensor, pads: Value, value: Value = None, axes: Value = None) -> Tensor:
+def pad(given: Attributes, x: Tensor, pads: Value = None, value: Value = None, axes: Value = None) -> Tensor:
     given.only("mode", "constant")
+    pads, value = given.either(pads, "pads"), given.either(value, "value")
     wide = given.integers(pads, "the widths")
     along = list(range(x.ndim)) if axes is None else [n % x.ndim for n in given.integers(axes, "the axes")]
     sides = {axis: (wide[at], wide[at + len(along)]) for at, axis in enumerate(along)}
@@ -411,6 +428,7 @@ def global_max(given: Attributes, x: Tensor) -> Tensor:
 @translates("BatchNormalization")
 def batch_norm(given: Attributes, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     given.only("training_mode", 0)
+    given.only("spatial", 1)
     given.take("momentum")
     return F.batch_norm(x, mean, var, scale, bias, training=False, eps=given.take("epsilon", 1e-5))
 
@@ -441,7 +459,11 @@ def group_norm(given: Attributes, x: Tensor, scale: Tensor, bias: Tensor) -> Ten
 
 @translates("Softmax")
 def softmax(given: Attributes, x: Tensor) -> Tensor:
-    return torch.softmax(x, given.take("axis", -1))
+    """Before set 13 over all axes from the named one on, which is the same for the last one alone."""
+    axis = given.take("axis", 1 if given.opset < 13 else -1)
+    if given.opset < 13 and axis % x.ndim != x.ndim - 1:
+        given.refuse(f"over axis {axis} in operator set {given.opset}")
+    return torch.softmax(x, axis)
 
 
 REDUCTIONS: dict[str, Callable[..., Tensor]] = {
