@@ -62,7 +62,7 @@ class Probes:
             )
             figure += self.threat.eps[-1].text
         if stopped:
-            figure = f"{stopped} of {self.campaign.units_planned} units of work were stopped by a limit; {figure}"
+            figure = f"{stopped} of {self.campaign.units_planned} units of work were stopped by a limit"
         return Check(
             id="EV11",
             name="attacks ran to their end",
@@ -233,7 +233,9 @@ class Probes:
         )
 
     def _strongest(self) -> AttackSpec | None:
-        return self.white[-1] if self.white else None
+        """The last attack of the plan that uses gradients; none where a limit stopped a unit, as it would stop this."""
+        stopped = self.campaign.units_executed < self.campaign.units_planned
+        return None if stopped or not self.white else self.white[-1]
 
     def _effort(self, broken: int | None) -> Status:
         if broken is None:

@@ -278,6 +278,40 @@ class Campaign:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Two networks on the same samples: how many only one of them holds, and the exact two-sided p-value of McNemar 1947.
+
+    The p-value is the chance of a split at least as uneven as this one if neither network were the more robust.
+    """
+
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def paired(first: Campaign, second: Campaign, eps: float) -> Paired:
+    """The robustness of two networks at one radius, compared sample by sample.
+
+    Raises RecordError unless both campaigns attacked the same samples under the same threat with the same attacks.
+    """
+    from scipy.stats import binomtest
+
+    one, two = first.plan, second.plan
+    same = {
+        "data": one.data.sha256 == two.data.sha256 and np.array_equal(first.index, second.index),
+        "threat": one.threat == two.threat,
+        "attacks": one.attacks == two.attacks,
+    }
+    if differ := [name for name, equal in same.items() if not equal]:
+        raise RecordError(f"the two campaigns differ in {' and '.join(differ)}; compare two that differ in the network")
+    here, there = first.robust(eps), second.robust(eps)
+    only_first, only_second = int((here & ~there).sum()), int((there & ~here).sum())
+    total = only_first + only_second
+    p_value = float(binomtest(only_first, total).pvalue) if total else 1.0
+    return Paired(only_first, only_second, p_value)
+
+
 def load_campaign(out: Path) -> Campaign:
     """The campaign in ``out/campaign``, each shard checked against the plan and its own digest.
 
