@@ -6,6 +6,7 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,7 +24,7 @@ from certkit.crosscheck.package import MISSING, Unavailable, package, quietly
 from certkit.crosscheck.records import Lirpa
 from certkit.crosscheck.rewrite import written
 from certkit.data import Dataset
-from certkit.engine.program import export
+from certkit.engine.program import Program, export
 from certkit.errors import ConfigError, Refusal
 from certkit.models.attention import Attention
 from certkit.models.layers import MaxMin
@@ -131,10 +132,14 @@ def samples(model: nn.Module, count: int = 3, seed: int = 0) -> Dataset:
     return Dataset.of(images, labels, name="random", classes=["a", "b", "c"])
 
 
-def checked(name: str, norm: Norm, eps: list[str], methods: list[str], **options: object) -> Lirpa:
+@cache
+def exported(name: str) -> tuple[Program, Dataset]:
     model = network(name)
-    data = samples(model)
-    program = export(model, (1, 2, 3))
+    return export(model, (1, 2, 3)), samples(model)
+
+
+def checked(name: str, norm: Norm, eps: list[str], methods: list[str], **options: object) -> Lirpa:
+    program, data = exported(name)
     return cross_check(program, data, eps=eps, norm=norm, methods=methods, batch=3, **options)  # type: ignore[arg-type]
 
 
@@ -146,8 +151,7 @@ every_network = pytest.mark.parametrize("name", NETWORKS)
 
 @every_network
 def test_the_rewritten_graph_is_the_same_function(name: str) -> None:
-    model = network(name)
-    program = export(model, (1, 2, 3))
+    program, _ = exported(name)
     _, difference = written(program, torch.rand(70, 1, 2, 3))
     assert difference < 1e-13
 
@@ -156,15 +160,14 @@ def test_the_rewritten_graph_is_the_same_function(name: str) -> None:
 @both_norms
 @every_network
 def test_no_attained_output_refutes_a_bound_and_bounds_fall_with_the_radius(name: str, norm: Norm) -> None:
-    result = checked(name, norm, ["0", "0.01", "0.1"], ["IBP", "CROWN-IBP", "CROWN"])
+    result = checked(name, norm, ["0", "0.1"], ["IBP", "CROWN-IBP", "CROWN"])
     assert result.message is None
     for method in result.methods:
         assert method.message == SAID.get((name, method.name))
         assert method.faults == ()
         if method.message is None:
             margins = np.array([bounded.margins for bounded in method.bounds], float)
-            assert (np.diff(margins, axis=0) <= 1e-9).all()
-            assert (margins[0] - margins[2] > 1e-4).all(), "at a radius of 0.1 every one of these networks moves"
+            assert (margins[0] - margins[1] > 1e-4).all(), "at a radius of 0.1 every one of these networks moves"
 
 
 @installed
@@ -211,9 +214,7 @@ def test_radii_are_tried_and_verified(norm: Norm) -> None:
     radii = result.methods[0].radii
     assert radii is not None
     assert max(radii) > 0
-    model = network("relu")
-    data = samples(model)
-    program = export(model, (1, 2, 3))
+    program, data = exported("relu")
     bounder = job._Bounder(package(), written(program, data.images)[0], data, norm, 3)
     with quietly():
         at = bounder.margins("CROWN-IBP", range(3), np.array(radii)).min(axis=1)
@@ -278,6 +279,21 @@ def test_its_own_words_stand_where_it_fails_and_other_methods_go_on() -> None:
         words = "NotImplementedError: There are unsupported operations (onnx::Erf)"
         assert [method.message for method in result.methods] == [words, words]
     assert all(method.bounds == () and not method.trusted for method in result.methods if method.message)
+
+
+@installed
+def test_where_the_bound_of_a_divisor_reaches_zero_there_is_no_bound() -> None:
+    # x tanh(x) is never negative, but its relaxations are where x may have either sign.
+    torch.manual_seed(0)
+    model = Of(lambda x: 1.0 / (0.05 + x * torch.tanh(x))).eval()
+    result = cross_check(
+        export(model, (1, 2, 3)), samples(model), eps=["0.3"], norm="linf", methods=["IBP", "CROWN"], batch=3
+    )
+    interval, crown = result.methods
+    assert interval.message == "AssertionError: Only positive values are supported in BoundReciprocal"
+    assert crown.message == "no meaningful bound for 3 of 3 samples at 0.3"
+    assert crown.bounds[0].margins == (None, None, None)
+    assert crown.bounds[0].verified.count == 0
 
 
 @installed

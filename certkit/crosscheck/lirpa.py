@@ -23,6 +23,7 @@ from certkit.crosscheck.rewrite import ALLOWED, Written, written
 from certkit.data import Dataset
 from certkit.engine.program import Program
 from certkit.errors import ConfigError, Refusal, one_line
+from certkit.machine import pinned
 from certkit.records import Eps, Norm, radii
 from certkit.statistics import rate
 
@@ -60,6 +61,7 @@ def cross_check(
     methods: Sequence[MethodName] = ("IBP", "CROWN-IBP"),
     batch: int = BATCH,
     with_radii: bool = False,
+    threads: int | None = None,
 ) -> Lirpa:
     """What auto_LiRPA says of every sample at every radius, on the program that certkit certifies.
 
@@ -88,7 +90,8 @@ def cross_check(
         message = str(error)
     else:
         bounder = _Bounder(used, model, data, norm, batch)
-        found = [_method(bounder, program, data, name, asked, with_radii) for name in methods]
+        with pinned(threads):
+            found = [_method(bounder, program, data, name, asked, with_radii) for name in methods]
     return Lirpa(
         version=version,
         message=message,

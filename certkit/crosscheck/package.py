@@ -60,8 +60,9 @@ def package() -> Package:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        # It sets a warning filter of its own, which undoes one set here: what it prints is dropped instead.
+        aside = io.StringIO()
+        with contextlib.redirect_stdout(aside), contextlib.redirect_stderr(aside), warnings.catch_warnings():
             module = importlib.import_module("auto_LiRPA")
     except Exception as error:  # noqa: BLE001 - an unmended combination of releases may raise anything
         raise Unavailable(
