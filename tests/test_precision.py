@@ -369,6 +369,16 @@ def test_a_changed_weight_meets_the_values_of_the_changed_network() -> None:
     assert found.pairs[0][1].to_float() == pytest.approx(2, rel=1e-9)
 
 
+def test_a_product_knows_the_sizes_of_both_networks() -> None:
+    net = Parametric(lambda n, x: F.linear(x, n.a) * F.linear(x, n.b), a=(1, 1), b=(1, 1))
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        for old, new in zip(net.parameters(), twin.parameters(), strict=True):
+            old.zero_()
+            new.fill_(1.0)
+    assert drifts(export(net, (1,)), export(twin, (1,)), (-1.0, 1.0)).linf.to_float() == pytest.approx(1, rel=1e-9)
+
+
 def test_what_does_not_change_does_not_drift() -> None:
     for name in ("attention: two heads", "linear: twice", "softmax with a learned shift"):
         first = program_of(TABLE[name], 0) if name in TABLE else export(WEIGHTED[name][0](), WEIGHTED[name][1])
