@@ -4,8 +4,8 @@ A family is a module with CASES (rule -> cases for the laws), ATTAINED (rule -> 
 rule, rule, a text of its source, what replaces it).
 """
 
-from tests import family_convolution, family_curves, family_normalisation, family_products
+from tests import family_convolution, family_curves, family_fused, family_normalisation, family_products
 from tests.modules import CASES as CORE
 
-FAMILIES = (family_convolution, family_curves, family_normalisation, family_products)
+FAMILIES = (family_convolution, family_curves, family_fused, family_normalisation, family_products)
 CASES = CORE | {rule: cases for family in FAMILIES for rule, cases in family.CASES.items()}

@@ -276,7 +276,7 @@ def test_the_factor_of_a_slice_changed_in_place_is_never_missed() -> None:
 
 def test_an_unknown_norm_or_arithmetic_is_refused() -> None:
     module, shape = small(lambda x: -x)
-    with pytest.raises(Refusal, match="the threat's norm must be one of l2, linf, got 'l1'"):
+    with pytest.raises(Refusal, match="the threat's norm must be one of l2, linf, token, got 'l1'"):
         prove(module, shape, norm="l1")
     with pytest.raises(Refusal, match="arithmetic must be one of float64, float32, got 'bfloat16'"):
         prove(module, shape, arithmetic="bfloat16")

@@ -5,7 +5,17 @@ A rule is a pure function of its inputs' bounds and of facts: ``attributes`` rea
 be derived again without torch, without the model and without trusting whoever wrote it.
 """
 
-from certkit.bounds.rules import attention, convolution, curves, linear, normalisation, pointwise, products, shape
+from certkit.bounds.rules import (
+    attention,
+    convolution,
+    curves,
+    fused,
+    linear,
+    normalisation,
+    pointwise,
+    products,
+    shape,
+)
 from certkit.bounds.rules.registry import RULES, Facts, Rule, why
 from certkit.bounds.rules.registry import derive as derive
 
@@ -17,6 +27,7 @@ __all__ = [
     "convolution",
     "curves",
     "derive",
+    "fused",
     "linear",
     "normalisation",
     "pointwise",

@@ -1,7 +1,17 @@
 """One reader per operator of the exported graph, by family; importing this fills the table."""
 
-from certkit.engine.readers import attention, convolution, curves, linear, normalisation, pointwise, products, shape
-from certkit.engine.readers.curves import read as read
+from certkit.engine.readers import (
+    attention,
+    convolution,
+    curves,
+    fused,
+    linear,
+    normalisation,
+    pointwise,
+    products,
+    shape,
+)
+from certkit.engine.readers.fused import read as read
 from certkit.engine.readers.table import READERS as READERS
 from certkit.engine.readers.table import argument as argument
 
@@ -11,6 +21,7 @@ __all__ = [
     "attention",
     "convolution",
     "curves",
+    "fused",
     "linear",
     "normalisation",
     "pointwise",
