@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,19 +75,20 @@ def replay(directory: Path, sample: int, model: nn.Module, data: Dataset, *, sub
     attack, stated, example = _example(directory, campaign, row)
     threat, label = campaign.plan.threat, int(campaign.label[row])
     image: Images = np.asarray(data.images[row : row + 1], np.float32)
-    prediction = _prediction(model, example, label)
     radius = margin = None
     refutes = False
     distance = float(distance_up(threat.norm, image, example)[0])
-    if (directory / "certificate.json").is_file():
-        certificate, table, _ = load_certificate(directory)
-        if certificate.subject.sha256 == campaign.plan.subject.sha256 and table.index[row] == sample:
-            radius = float(table.radius[row]) if table.correct[row] else 0.0
-            logits = reference(certificate, model, example)[0]
-            held = int(table.predicted[row])
-            margin = float(np.nextafter(logits[held] - np.delete(logits, held).max(), -np.inf))
-            same = certificate.threat.norm == threat.norm
-            refutes = same and distance < radius and margin < -certificate.pair_error
+    with _evaluating(model):
+        prediction = _prediction(model, example, label)
+        if (directory / "certificate.json").is_file():
+            certificate, table, _ = load_certificate(directory)
+            if certificate.subject.sha256 == campaign.plan.subject.sha256 and table.index[row] == sample:
+                radius = float(table.radius[row]) if table.correct[row] else 0.0
+                logits = reference(certificate, model, example)[0]
+                held = int(table.predicted[row])
+                margin = float(np.nextafter(logits[held] - np.delete(logits, held).max(), -np.inf))
+                same = certificate.threat.norm == threat.norm
+                refutes = same and distance < radius and margin < -certificate.pair_error
     return Replay(sample, label, attack, stated, distance, prediction, radius, margin, refutes)
 
 
@@ -109,6 +112,18 @@ def _contradictions(directory: Path) -> tuple[Contradiction, ...]:
     return load(Audit, path).contradictions if path.is_file() else ()
 
 
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and as it was afterwards."""
+    modes = {one: one.training for one in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for one, training in modes.items():
+            one.training = training
+
+
 def _prediction(model: nn.Module, example: Images, label: int) -> int:
     """The label where it beats every other class, else the strongest of the others; one thread, as campaigns run."""
     import torch
@@ -116,15 +131,8 @@ def _prediction(model: nn.Module, example: Images, label: int) -> int:
     from certkit.machine import pinned
 
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    modes = {one: one.training for one in model.modules()}
-    try:
-        with pinned(None), torch.no_grad():
-            logits: NDArray[np.float64] = (
-                model.eval()(torch.from_numpy(example).to(dtype))[0].double().numpy(force=True)
-            )
-    finally:
-        for one, training in modes.items():
-            one.training = training
+    with pinned(None), torch.no_grad():
+        logits: NDArray[np.float64] = model(torch.from_numpy(example).to(dtype))[0].double().numpy(force=True)
     others = logits.copy()
     others[label] = -np.inf
     return label if logits[label] > others.max() else int(others.argmax())
