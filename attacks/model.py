@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from certkit.campaign import Images, Whole
+from certkit.engine.kernels import deployed
 from certkit.errors import CertkitError, Refusal, one_line
 from certkit.machine import pinned
 
@@ -123,7 +124,8 @@ def predictions(logits_BK: Tensor, labels: Tensor) -> Tensor:
 def prepared(module: nn.Module, device: torch.device, threads: int) -> Iterator[Classifier]:
     """The model ready to be attacked; its modes, its device, ``requires_grad`` and torch's threads return as they were.
 
-    The threads are pinned because the grouping of a sum depends on their number.
+    The threads are pinned because the grouping of a sum depends on their number; on a CPU the kernels too, so that the
+    program attacked is the one that a claim about its execution speaks of.
     """
     modes = {one: one.training for one in module.modules()}
     wanted = {parameter: parameter.requires_grad for parameter in module.parameters()}
@@ -133,7 +135,7 @@ def prepared(module: nn.Module, device: torch.device, threads: int) -> Iterator[
         torch.backends.cudnn.allow_tf32 = False
         module.to(device).eval()
         module.requires_grad_(False)
-        with pinned(threads):
+        with pinned(threads), deployed() if device.type == "cpu" else nullcontext():
             yield Classifier(module, device, arrived_training=sum(modes.values()))
     finally:
         for parameter, grad in wanted.items():

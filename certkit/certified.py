@@ -12,16 +12,18 @@ from numpy.typing import NDArray
 
 from certkit.errors import RecordError, one_line
 from certkit.files import write_atomic
-from certkit.records import Ablation, Attention, CertifiedAt, Eps, Rate
+from certkit.records import Ablation, Arithmetic, Attention, CertifiedAt, Eps, Execution, Rate, WithoutLocal
 from certkit.statistics import rate
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Certified:
-    """What was proved of each sample. ``logits`` (N, classes) are the float64 centre; ``radius`` is in the threat's norm.
+    """What was proved of each sample. ``logits`` (N, classes) are the float64 centre; radii are in the threat's norm.
 
     ``correct`` means that the label is the one and only largest logit, beyond the centre's own error. ``margin`` is the
-    smallest lead over another class, rounded down; ``radius`` is rounded down and 0 where nothing is proved.
+    smallest lead over another class, rounded down; radii are rounded down and 0 where nothing is proved. ``radius`` is the
+    one that counts, ``global_radius`` what follows from the whole box alone, and never more; ``float_radius`` is that of
+    the claim about the float execution, and never more than ``radius``.
     """
 
     index: NDArray[np.int64]
@@ -30,6 +32,8 @@ class Certified:
     correct: NDArray[np.bool_]
     margin: NDArray[np.float64]
     radius: NDArray[np.float64]
+    global_radius: NDArray[np.float64]
+    float_radius: NDArray[np.float64]
     logits: NDArray[np.float64]
 
 
@@ -78,31 +82,76 @@ def certify_rows(
     logits: NDArray[np.float64],
     pair_gain: NDArray[np.float64],
     pair_error: float,
+    *,
+    local: NDArray[np.float64] | None = None,
+    execution: NDArray[np.float64] | None = None,
 ) -> Certified:
-    """The table of a set of centres."""
+    """The table of a set of centres; ``local`` are radii proved on each sample's own ball, ``execution`` those of the program."""
     slack = margins(logits, pair_error)
     smallest = slack.min(axis=1)
     predicted = logits.argmax(axis=1).astype(np.int64)
+    box = radii(logits, pair_gain, pair_error)
+    best = box if local is None else np.maximum(box, local)
     return Certified(
         index=index,
         label=label,
         predicted=predicted,
         correct=(predicted == label) & (smallest > 0),
         margin=np.where(np.isfinite(smallest), smallest, np.finfo(np.float64).max),
-        radius=radii(logits, pair_gain, pair_error),
+        radius=best,
+        global_radius=box,
+        float_radius=np.zeros_like(box) if execution is None else np.minimum(best, execution),
         logits=logits,
     )
 
 
 def certified_counts(table: Certified, eps: Sequence[Eps]) -> tuple[CertifiedAt, ...]:
     """How many samples are correct and proved to stay so, at each radius."""
-    counts = [int((table.correct & (table.radius >= e.value)).sum()) for e in eps]
-    return tuple(CertifiedAt(eps=e, certified=rate(n, len(table.label))) for e, n in zip(eps, counts, strict=True))
+    return _counts(table.correct, table.radius, eps)
 
 
 def median_radius(table: Certified) -> float:
     """The median certified radius, 0 counting for samples that are wrong; the lower one of two middle values."""
-    ordered = np.sort(np.where(table.correct, table.radius, 0.0))
+    return _median(table.correct, table.radius)
+
+
+def without_local(table: Certified, eps: Sequence[Eps]) -> WithoutLocal:
+    """What is left when only the whole box counts."""
+    return WithoutLocal(
+        certified=_counts(table.correct, table.global_radius, eps),
+        median_radius=_median(table.correct, table.global_radius),
+        improved=int((table.correct & (table.radius > table.global_radius)).sum()),
+    )
+
+
+def executed(
+    table: Certified,
+    eps: Sequence[Eps],
+    *,
+    arithmetic: Arithmetic,
+    pair_error: float | None,
+    reasons: Sequence[str],
+    assumptions: Sequence[str],
+) -> Execution:
+    """The claim about the float execution in numbers; a sample without a radius above 0 is not certified at any eps."""
+    right = table.correct & (table.float_radius > 0)
+    return Execution(
+        arithmetic=arithmetic,
+        pair_error=pair_error,
+        certified=() if pair_error is None else _counts(right, table.float_radius, eps),
+        median_radius=_median(right, table.float_radius),
+        reasons=tuple(reasons),
+        assumptions=tuple(assumptions),
+    )
+
+
+def _counts(right: NDArray[np.bool_], radius: NDArray[np.float64], eps: Sequence[Eps]) -> tuple[CertifiedAt, ...]:
+    counts = [int((right & (radius >= e.value)).sum()) for e in eps]
+    return tuple(CertifiedAt(eps=e, certified=rate(n, len(right))) for e, n in zip(eps, counts, strict=True))
+
+
+def _median(right: NDArray[np.bool_], radius: NDArray[np.float64]) -> float:
+    ordered = np.sort(np.where(right, radius, 0.0))
     return float(ordered[(len(ordered) - 1) // 2])
 
 
@@ -155,6 +204,8 @@ def read(path: Path) -> Certified:
             correct=columns["correct"].to_numpy().astype(np.bool_),
             margin=columns["margin"].to_numpy().astype(np.float64),
             radius=columns["radius"].to_numpy().astype(np.float64),
+            global_radius=columns["global_radius"].to_numpy().astype(np.float64),
+            float_radius=columns["float_radius"].to_numpy().astype(np.float64),
             logits=logits,
         )
         whole = (found.index >= 0) & (found.label >= 0) & (found.label < logits.shape[1])

@@ -1,7 +1,8 @@
 """A certificate read back: what can be derived is derived again before anything is believed.
 
-The ledger from its evidence, the radii from the ledger and the logits, rates and medians from the radii. Names,
-assumptions, the agreement with the module and the ablations' own counts are as stated: they cannot be derived.
+The ledgers from their evidence, the radii of the whole box from the ledger and the logits, rates and medians from the
+radii. What local certificates add to a radius needs the checkpoint: ``certkit verify`` proves it again. Names, assumptions,
+the agreement with the module and the ablations' own counts are as stated: they cannot be derived.
 """
 
 from __future__ import annotations
@@ -9,9 +10,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from certkit.bounds.ledger import Ledger, checked
-from certkit.certified import Certified, certified_counts, certify_rows, judged, median_radius, read
+from certkit.bounds.number import Up
+from certkit.certified import (
+    Certified,
+    certified_counts,
+    certify_rows,
+    executed,
+    judged,
+    median_radius,
+    radii,
+    read,
+    without_local,
+)
 from certkit.errors import RecordError, RuleViolation, Tampered, one_line
 from certkit.files import digest_file, load
 from certkit.records import Certificate
@@ -48,13 +61,36 @@ def load_certificate(directory: Path) -> tuple[Certificate, Certified, Ledger]:
     if table.logits.shape != (certificate.data.count, len(gain)):
         raise Tampered(f"{certificate.table.name}: holds other samples than certificate.json names; certify again")
     derived = certify_rows(table.index, table.label, table.logits, gain, certificate.pair_error)
-    for column in ("predicted", "correct", "margin", "radius"):
+    for column in ("predicted", "correct", "margin", "global_radius"):
         if not np.array_equal(getattr(table, column), getattr(derived, column)):
             raise Tampered(
                 f"{certificate.table.name}: a stated {column} is not the one that its logits and the ledger give; certify again"
             )
+    _same_execution(certificate, table, gain)
     _same_figures(certificate, table, ledger)
     return certificate, table, ledger
+
+
+def _same_execution(certificate: Certificate, table: Certified, gain: NDArray[np.float64]) -> None:
+    """The radii that no ledger holds are at least those that one does, and the program's never above the function's.
+
+    The error of the program follows from its own ledger. Raises RuleViolation or Tampered.
+    """
+    name, execution = certificate.table.name, certificate.execution
+    ledger = checked(certificate.execution_ledger)
+    if ledger.arithmetic != execution.arithmetic or execution.pair_error not in (None, ledger.pairs.error.to_float()):
+        raise RuleViolation(
+            "certificate.json: the execution's error is not what its ledger proves; certify the checkpoint again"
+        )
+    if not (np.isfinite(table.radius).all() and (table.radius >= table.global_radius).all()):
+        raise Tampered(f"{name}: a stated radius is below its global_radius, or none at all; certify again")
+    least = np.zeros(len(table.radius))
+    if execution.pair_error is not None:
+        both = (Up.of(certificate.pair_error) + Up.of(execution.pair_error)).to_float()
+        least = radii(table.logits, gain, both)
+    most = table.radius if execution.pair_error is not None else least
+    if not ((table.float_radius >= np.minimum(least, most)) & (table.float_radius <= most)).all():
+        raise Tampered(f"{name}: a stated float_radius is not one that its logits and the ledgers allow; certify again")
 
 
 def _same_figures(certificate: Certificate, table: Certified, ledger: Ledger) -> None:
@@ -65,6 +101,15 @@ def _same_figures(certificate: Certificate, table: Certified, ledger: Ledger) ->
         "clean": clean,
         "certified": certified,
         "median_radius": median_radius(table),
+        "without_local": without_local(table, certificate.threat.eps),
+        "execution": executed(
+            table,
+            certificate.threat.eps,
+            arithmetic=certificate.execution.arithmetic,
+            pair_error=certificate.execution.pair_error,
+            reasons=certificate.execution.reasons,
+            assumptions=certificate.execution.assumptions,
+        ),
         "input_shape": ledger.steps[0].bound.shape[1:],
     }
     if attention is not None:

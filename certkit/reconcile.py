@@ -35,6 +35,7 @@ from certkit.records import (
     Eps,
     File,
     LedgerRow,
+    Refutes,
     Sample,
     Subject,
     Verdict,
@@ -89,6 +90,8 @@ def audit(directory: Path, *, model: nn.Module | None = None, subject: Subject |
         ),
         lipschitz=_lipschitz(ledger),
         median_radius=certificate.median_radius,
+        without_local=certificate.without_local,
+        execution=certificate.execution,
         median_distance=float(np.median(known)) if len(known) else None,
         contradictions=contradictions,
         campaign=campaign.summary() if campaign else None,
@@ -164,22 +167,28 @@ def _distances(campaign: Campaign | None, total: int) -> NDArray[np.float64]:
     )
 
 
+RANK = {"float gap": 0, "float execution": 1, "exact arithmetic": 2}  # what an input inside a radius disproves
+
+
 def _contradictions(
     directory: Path, certificate: Certificate, table: Certified, campaign: Campaign, model: nn.Module | None
 ) -> tuple[Contradiction, ...]:
     """Inputs nearer than the certified radius that the deployed program gets wrong, one for each sample that has any.
 
-    The distance is rounded up and the radius down. Every attack's example counts, not only the nearest: one that refutes
-    the exact claim is kept before one that shows a float gap.
+    The distance is rounded up and the radius down. Every attack's example counts, not only the nearest: for each sample the
+    one that disproves most is kept. The claim about the execution speaks of a CPU and of pinned kernels: what a campaign
+    on a CPU finds is run once more under them, one example at a time as the program was exported.
     """
     proved = table.correct & (table.radius > 0)
+    pinned_here = campaign.plan.device == "cpu"
     found = {
         int(row): Contradiction(
             index=int(table.index[row]),
             attack=CLEAN,
             distance=0.0,
             radius=float(table.radius[row]),
-            refutes="float gap",  # the certificate's own centre is this very input, and it is right beyond its error
+            # not the exact claim: the certificate's own centre is this very input, and it is right beyond its error
+            refutes="float execution" if pinned_here and table.float_radius[row] > 0 else "float gap",
             reference_margin=float(table.margin[row]),
             example=None,
         )
@@ -197,13 +206,16 @@ def _contradictions(
         )
     if hits and model is not None:
         examples = np.stack([campaign.examples[attack][row] for row, attack in hits])
-        for (row, attack), logits, example in zip(
-            hits, reference(certificate, model, examples), examples, strict=True
+        claimed = np.array([campaign.by_attack[attack][row] < table.float_radius[row] for row, attack in hits])
+        errs = claimed & (_executed(model, examples).argmax(axis=1) != table.label[[row for row, _ in hits]])
+        for (row, attack), logits, example, wrong in zip(
+            hits, reference(certificate, model, examples), examples, errs, strict=True
         ):
             held = int(table.predicted[row])
             margin = float(np.nextafter(logits[held] - np.delete(logits, held).max(), -np.inf))
             exact = margin < -certificate.pair_error
-            if row in found and (found[row].refutes == "exact arithmetic" or not exact):
+            refutes: Refutes = "exact arithmetic" if exact else "float execution" if wrong else "float gap"
+            if row in found and RANK[found[row].refutes] >= RANK[refutes]:
                 continue
             buffer = io.BytesIO()
             np.save(buffer, example, allow_pickle=False)
@@ -214,11 +226,24 @@ def _contradictions(
                 attack=attack,
                 distance=float(campaign.by_attack[attack][row]),
                 radius=float(table.radius[row]),
-                refutes="exact arithmetic" if exact else "float gap",
+                refutes=refutes,
                 reference_margin=margin,
                 example=File(name=name, sha256=digest(buffer.getvalue())),
             )
     return tuple(found[row] for row in sorted(found))
+
+
+def _executed(model: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What the program itself says, one input at a time, under the kernels that the claim about the execution names."""
+    import torch
+
+    from certkit.engine.kernels import deployed
+
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    with torch.no_grad(), deployed():
+        rows = [model(torch.from_numpy(image)[None].to(dtype)).double() for image in images]
+    logits: NDArray[np.float64] = torch.cat(rows).numpy()
+    return logits
 
 
 def reference(certificate: Certificate, model: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -243,6 +268,11 @@ def _verdict(contradictions: tuple[Contradiction, ...], campaign: Campaign | Non
             f"{len(refuting)} adversarial example{'s lie' if len(refuting) > 1 else ' lies'} inside a certified radius: "
             "the certificate is wrong"
         )
+    if refuting := [c for c in contradictions if c.refutes == "float execution"]:
+        return "REFUTED", (
+            f"the program errs on {len(refuting)} sample{'s' if len(refuting) > 1 else ''} inside the radius that is claimed "
+            "of its own execution: that claim is wrong; the one about exact arithmetic stands"
+        )
     if campaign is None:
         return "NOT EVALUATED", "no attack campaign was run, so nothing has tried to refute the certificate"
     if failed := [check.id for check in campaign.checks if check.status == "fail"]:
@@ -250,7 +280,7 @@ def _verdict(contradictions: tuple[Contradiction, ...], campaign: Campaign | Non
     tried = f"{len(campaign.plan.attacks)} attacks on {int(campaign.clean_correct.sum())} correctly classified samples"
     if contradictions:
         return "NOT REFUTED", (
-            f"{tried} found nothing that refutes the claim about exact arithmetic, but on {len(contradictions)} certified "
+            f"{tried} found nothing that refutes a claim, but on {len(contradictions)} certified "
             "samples the deployed program errs inside the radius (float gaps)"
         )
     return "NOT REFUTED", f"{tried} found no adversarial example inside a certified radius"
@@ -301,15 +331,18 @@ def _own_checks(
     """The two checks that need both records: soundness and the gap."""
     if campaign is None:
         return ()
-    exact = sum(c.refutes == "exact arithmetic" for c in contradictions)
+    exact, execution = (
+        sum(c.refutes == what for c in contradictions) for what in ("exact arithmetic", "float execution")
+    )
+    gaps = len(contradictions) - exact - execution
     broken = np.isfinite(found)
     gap = f"median {np.median(found[broken] - radius[broken]):.3g} over {int(broken.sum())} broken samples"
     return (
         Check(
             id="EV22",
             name="no adversarial example inside a certified radius",
-            status="fail" if exact else "flag" if contradictions else "pass",
-            figure=f"{exact} refute the exact claim, {len(contradictions) - exact} are float gaps",
+            status="fail" if exact or execution else "flag" if contradictions else "pass",
+            figure=f"{exact} refute the exact claim, {execution} that of the execution, {gaps} are float gaps",
             advice="every example inside a certified radius is evaluated again in float64: certkit replay shows it again",
         ),
         Check(
@@ -324,8 +357,12 @@ def _own_checks(
 
 def _limits(certificate: Certificate, campaign: Campaign | None) -> tuple[str, ...]:
     """What the audit does not show, from its own settings."""
+    execution = certificate.execution
     limits = [
-        "The certificate is about the function in real arithmetic. This float execution of it: NOT EVALUATED.",
+        f"The first claim is about the function in real arithmetic; that of its {execution.arithmetic} execution stands apart."
+        if execution.pair_error is not None
+        else f"The certificate is about the function in real arithmetic. Nothing is claimed of its {execution.arithmetic} "
+        f"execution: {execution.reasons[0]}.",
         f"Only changes of at most eps in {certificate.threat.norm} are covered; a rotation or a blur is not.",
         f"The figures are about the {certificate.data.count} samples named; the intervals, about where they came from.",
         "A sample that is not certified need not be vulnerable: the bound is sound and not exact.",

@@ -23,6 +23,8 @@ FORMAT = 1
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 Norm = Literal["l2", "linf"]
+Arithmetic = Literal["float32", "float64"]
+Refutes = Literal["exact arithmetic", "float execution", "float gap"]
 AttackNorm = Literal["l2", "linf", "l1", "l0", "token"]
 Role = Literal["floor", "minimum", "bounded", "guided"]
 Verdict = Literal["REFUTED", "NOT REFUTED", "INCONCLUSIVE", "NOT EVALUATED"]
@@ -173,6 +175,35 @@ class CertifiedAt(Record):
     certified: Rate
 
 
+class WithoutLocal(Record):
+    """What the certificate of the whole box proves alone; ``improved`` samples have a larger radius by their own ball."""
+
+    certified: tuple[CertifiedAt, ...]
+    median_radius: Annotated[float, Field(ge=0)]
+    improved: Count
+
+
+class Execution(Record):
+    """The second claim: not of the exact function, but of the deployed program in the arithmetic that it runs in.
+
+    ``pair_error`` bounds the rounding of any difference of two logits of that program, anywhere in the box. It is None when
+    nothing is claimed; ``reasons`` then say why. ``assumptions`` name the kernels and tolerances that the claim rests on.
+    """
+
+    arithmetic: Arithmetic
+    pair_error: Annotated[float, Field(ge=0)] | None
+    certified: tuple[CertifiedAt, ...]
+    median_radius: Annotated[float, Field(ge=0)]
+    reasons: tuple[str, ...]
+    assumptions: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _says_why_not(self) -> Execution:
+        if (self.pair_error is None) != bool(self.reasons):
+            raise ValueError("a claim has an error and no reasons against it, or reasons and no error")
+        return self
+
+
 class Ablation(Record):
     """The same network with its attention replaced: what attention is worth.
 
@@ -213,7 +244,9 @@ class Certificate(Record):
 
     ``ledger`` is read by ``certkit.bounds.ledger`` with the standard library alone. ``pair_gain[i][j]`` bounds how fast
     logit i minus logit j can fall, per unit of ``threat.norm``; ``pair_error`` bounds the float64 error of that
-    difference at a centre. ``table`` holds one row per sample with logits, margin and certified radius.
+    difference at a centre. ``table`` holds one row per sample with logits, margin and certified radii: the better of what
+    follows from the ledger (``without_local``) and of what was proved on the sample's own ball, which no ledger holds and
+    ``certkit verify`` proves again. ``execution_ledger`` is the same proof in the arithmetic of the deployed program.
     """
 
     format: Literal[1] = 1
@@ -229,11 +262,14 @@ class Certificate(Record):
     pair_gain: tuple[tuple[float, ...], ...]
     pair_error: float
     median_radius: Annotated[float, Field(ge=0)]
+    without_local: WithoutLocal
+    execution: Execution
     attention: Attention | None
     agreement: Agreement
     assumptions: tuple[str, ...]
     table: File
     ledger: dict[str, Any]
+    execution_ledger: dict[str, Any]
     environment: Environment
     provenance: Provenance
 
@@ -342,8 +378,9 @@ class AttackSummary(Record):
 class Contradiction(Record):
     """An input inside a certified radius that the deployed program gets wrong.
 
-    It refutes the exact claim when its reference float64 margin is below minus the margin's own error; otherwise it is a
-    float gap: the deployed program errs where the exact function does not. ``attack`` is ``clean`` and ``example`` None
+    It refutes the exact claim when its reference float64 margin is below minus the margin's own error, and the claim about
+    the float execution when the program, run as that claim says, errs within its radius. Otherwise it is a float gap: a
+    program errs where the exact function does not, and none was claimed not to. ``attack`` is ``clean`` and ``example`` None
     where the program errs on the sample itself, at distance 0.
     """
 
@@ -351,7 +388,7 @@ class Contradiction(Record):
     attack: str
     distance: float
     radius: float
-    refutes: Literal["exact arithmetic", "float gap"]
+    refutes: Refutes
     reference_margin: float
     example: File | None
 
@@ -431,6 +468,8 @@ class Audit(Record):
     curve: tuple[CurvePoint, ...]
     lipschitz: float | None
     median_radius: Annotated[float, Field(ge=0)]
+    without_local: WithoutLocal
+    execution: Execution
     median_distance: Annotated[float, Field(ge=0)] | None
     contradictions: tuple[Contradiction, ...]
     campaign: CampaignSummary | None

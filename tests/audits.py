@@ -23,6 +23,7 @@ from certkit.records import (
     Data,
     Environment,
     Eps,
+    Execution,
     File,
     LedgerRow,
     Provenance,
@@ -31,6 +32,7 @@ from certkit.records import (
     Subject,
     Threat,
     Verdict,
+    WithoutLocal,
 )
 from certkit.reports import render
 
@@ -88,6 +90,29 @@ def curve(rows: tuple[Sample, ...], *, attacked: bool = True) -> tuple[CurvePoin
             else None,
         )
         for eps in map(Eps.of, EPS)
+    )
+
+
+def without_local(rows: tuple[Sample, ...]) -> WithoutLocal:
+    """The box alone proves a tenth less of every radius."""
+    smaller = tuple(row.model_copy(update={"radius": 0.9 * row.radius}) for row in rows)
+    return WithoutLocal(
+        certified=tuple(CertifiedAt(eps=point.eps, certified=point.certified) for point in curve(smaller)),
+        median_radius=float(np.median([row.radius for row in smaller])),
+        improved=sum(row.radius > 0 for row in rows),
+    )
+
+
+def execution(rows: tuple[Sample, ...]) -> Execution:
+    """Of the float32 program a hundredth less is proved."""
+    smaller = tuple(row.model_copy(update={"radius": 0.99 * row.radius}) for row in rows)
+    return Execution(
+        arithmetic="float32",
+        pair_error=0.0021,
+        certified=tuple(CertifiedAt(eps=point.eps, certified=point.certified) for point in curve(smaller)),
+        median_radius=float(np.median([row.radius for row in smaller])),
+        reasons=(),
+        assumptions=("the program runs in float32 on a CPU, with the kernels that are named",),
     )
 
 
@@ -349,6 +374,8 @@ def example_audit(n: int = 360, verdict: Verdict = "NOT REFUTED", *, decorative:
         curve=curve(rows, attacked=attacked),
         lipschitz=2.3100918273645,
         median_radius=float(np.median([row.radius for row in rows])),
+        without_local=without_local(rows),
+        execution=execution(rows),
         median_distance=distances[len(distances) // 2] if distances else None,
         contradictions=contradictions,
         campaign=campaign(rows, complete=verdict != "INCONCLUSIVE") if attacked else None,

@@ -28,6 +28,7 @@ from certkit.records import (
     Data,
     Environment,
     Eps,
+    Execution,
     File,
     LedgerRow,
     Provenance,
@@ -35,6 +36,7 @@ from certkit.records import (
     Sample,
     Subject,
     Threat,
+    WithoutLocal,
 )
 
 RUN_TOML = b"""description = "a run with a key in every section"
@@ -129,6 +131,18 @@ _ATTENTION = Attention(
     decorative=False,
 )
 
+_WITHOUT_LOCAL = WithoutLocal(
+    certified=tuple(CertifiedAt(eps=eps, certified=a_rate(1)) for eps in _THREAT.eps), median_radius=0.25, improved=2
+)
+_EXECUTION = Execution(
+    arithmetic="float64",
+    pair_error=1e-12,
+    certified=tuple(CertifiedAt(eps=eps, certified=a_rate(2)) for eps in _THREAT.eps),
+    median_radius=0.3,
+    reasons=(),
+    assumptions=("the kernels are those that are named",),
+)
+
 
 def a_certificate() -> Certificate:
     """A certificate whose ledger holds: ``certkit.bounds.ledger`` derives it again without a difference."""
@@ -144,11 +158,14 @@ def a_certificate() -> Certificate:
         pair_gain=tuple(tuple(number.to_float() for number in row) for row in ledger.pairs.gain),
         pair_error=ledger.pairs.error.to_float(),
         median_radius=0.3,
+        without_local=_WITHOUT_LOCAL,
+        execution=_EXECUTION,
         attention=_ATTENTION,
         agreement=Agreement(samples=4, largest_difference=1e-7, allowed=1e-5),
         assumptions=("exp is accurate to 2 units in the last place",),
         table=a_file("certified.parquet"),
         ledger=to_json(ledger),
+        execution_ledger=to_json(ledger),
         environment=_ENVIRONMENT,
         provenance=_PROVENANCE,
     )
@@ -173,6 +190,8 @@ def an_audit() -> Audit:
         curve=tuple(CurvePoint(eps=eps, certified=a_rate(2), attacked=a_rate(1)) for eps in _THREAT.eps),
         lipschitz=0.75,
         median_radius=0.3,
+        without_local=_WITHOUT_LOCAL,
+        execution=_EXECUTION,
         median_distance=0.5,
         contradictions=(
             Contradiction(

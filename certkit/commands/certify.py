@@ -58,10 +58,23 @@ def run_certify(inputs: Inputs, **given: Any) -> Certificate:
 
 
 def lines(certificate: Certificate, out: Path) -> list[str]:
-    """The certificate in a few lines."""
-    found = [f"clean accuracy      {options.share(certificate.clean)}"]
+    """The certificate in a few lines: what is proved of the function, and of the program that runs."""
+    execution, alone = certificate.execution, certificate.without_local
+    found = [
+        f"clean accuracy  {options.share(certificate.clean)}",
+        f"{'eps (' + certificate.threat.norm + ')':<12}{'exact arithmetic':<22}{execution.arithmetic + ' execution':<22}",
+    ]
+    executed = {point.eps.value: options.share(point.certified) for point in execution.certified}
     for point in certificate.certified:
-        found.append(f"certified at {point.eps.text:<7}{options.share(point.certified)}")
+        program = executed.get(point.eps.value, "no claim")
+        found.append(f"{point.eps.text:<12}{options.share(point.certified):<22}{program:<22}")
+    if execution.reasons:
+        more = len(execution.reasons) - 1
+        found.append(f"no claim about the execution: {execution.reasons[0]}{f' (and {more} more)' if more else ''}")
+    found.append(
+        f"median radius   {certificate.median_radius:.4g}, of the whole box alone {alone.median_radius:.4g}; "
+        f"{alone.improved} samples have a larger one on their own ball"
+    )
     return [
         *found,
         *options.worth(certificate.attention),

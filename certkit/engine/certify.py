@@ -15,11 +15,21 @@ from torch.fx import Node
 
 from certkit.bounds.ledger import Ledger, to_json
 from certkit.bounds.rules.pointwise import ELEMENTARY_ULPS
-from certkit.certified import certified_counts, certify_rows, judged, median_radius, write
+from certkit.certified import (
+    certified_counts,
+    certify_rows,
+    executed,
+    judged,
+    median_radius,
+    without_local,
+    write,
+)
 from certkit.checkpoint import subject_of
 from certkit.data import Dataset
 from certkit.engine.execute import attention_nodes, attention_statistics, centres
+from certkit.engine.floats import float_claim
 from certkit.engine.interpret import Interpreter
+from certkit.engine.local import local_radii
 from certkit.engine.program import Program, export
 from certkit.errors import ConfigError, Refusal, one_line
 from certkit.files import digest_file, save
@@ -27,6 +37,7 @@ from certkit.machine import environment, pinned, provenance
 from certkit.records import (
     Ablation,
     Agreement,
+    Arithmetic,
     Attention,
     Certificate,
     CertifiedAt,
@@ -69,9 +80,22 @@ def certify(
         interpret = Interpreter(program)
         ledger = interpret(norm, data.box)
         logits = _logits(program, data)
+        arithmetic: Arithmetic = "float64" if program.dtype is torch.float64 else "float32"
+        deployed = interpret(norm, data.box, arithmetic=arithmetic)
         agreement = _agreement(model, program, interpret, ledger, threat, data, logits)
         gain, error = pair_matrix(ledger), ledger.pairs.error.to_float()
-        table = certify_rows(data.indices.numpy(), data.labels.numpy(), logits, gain, error)
+        claim = float_claim(program, deployed)
+        local = local_radii(program, ledger, data.images, logits)
+        executing = local_radii(program, ledger, data.images, logits, deployed=deployed) if claim.holds else None
+        table = certify_rows(
+            data.indices.numpy(),
+            data.labels.numpy(),
+            logits,
+            gain,
+            error,
+            local=local.radius,
+            execution=None if executing is None else executing.radius,
+        )
         clean, certified = rate(int(table.correct.sum()), len(logits)), certified_counts(table, threat.eps)
         attention = _attention(program, interpret, threat, data, clean, certified)
     out = Path(out)
@@ -87,6 +111,15 @@ def certify(
         pair_gain=tuple(tuple(float(g) for g in row) for row in gain),
         pair_error=error,
         median_radius=median_radius(table),
+        without_local=without_local(table, threat.eps),
+        execution=executed(
+            table,
+            threat.eps,
+            arithmetic=arithmetic,
+            pair_error=claim.pair_error,
+            reasons=claim.reasons,
+            assumptions=claim.assumptions,
+        ),
         attention=attention,
         agreement=agreement,
         assumptions=(
@@ -95,6 +128,7 @@ def certify(
         ),
         table=File(name="certified.parquet", sha256=digest_file(out / "certified.parquet")),
         ledger=to_json(ledger),
+        execution_ledger=to_json(deployed),
         environment=environment("cpu", count),
         provenance=provenance(started),
     )
