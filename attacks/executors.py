@@ -131,7 +131,10 @@ def _submitit(parcel: Parcel, numbers: Sequence[int], workers: int, done: Done) 
 
 
 def _ray(parcel: Parcel, numbers: Sequence[int], workers: int, done: Done) -> None:
-    """Under the cluster that RAY_ADDRESS names, else a local one. Ray's ports execute what they are sent: see SECURITY."""
+    """Under the cluster that RAY_ADDRESS names, else a local one.
+
+    Its ports run whatever they are sent: use it in a closed network.
+    """
     import ray  # type: ignore[import-not-found, unused-ignore]
 
     began = not ray.is_initialized()
