@@ -84,12 +84,11 @@ def _same_execution(certificate: Certificate, table: Certified, gain: NDArray[np
         )
     if not (np.isfinite(table.radius).all() and (table.radius >= table.global_radius).all()):
         raise Tampered(f"{name}: a stated radius is below its global_radius, or none at all; certify again")
-    least = np.zeros(len(table.radius))
+    least = most = np.zeros(len(table.radius))
     if execution.pair_error is not None:
-        both = (Up.of(certificate.pair_error) + Up.of(execution.pair_error)).to_float()
-        least = radii(table.logits, gain, both)
-    most = table.radius if execution.pair_error is not None else least
-    if not ((table.float_radius >= np.minimum(least, most)) & (table.float_radius <= most)).all():
+        both = Up.of(certificate.pair_error) + Up.of(execution.pair_error)
+        least, most = radii(table.logits, gain, both.to_float()), table.radius
+    if not ((least <= table.float_radius) & (table.float_radius <= most)).all():
         raise Tampered(f"{name}: a stated float_radius is not one that its logits and the ledgers allow; certify again")
 
 

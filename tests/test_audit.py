@@ -109,15 +109,36 @@ def test_an_edited_radius_is_refused_as_tampered(copy: Path) -> None:
         certkit.audit(copy)
 
 
-def test_an_edited_radius_is_refused_even_when_its_digest_was_edited_too(copy: Path) -> None:
+def with_column(copy: Path, column: str, change: Any) -> None:
+    """The table with one column changed, and its digest with it."""
     table = certified.read(copy / "certified.parquet")
-    radius = table.radius.copy()
-    radius[0] *= 2
     fields = {name: getattr(table, name) for name in certified.Certified.__slots__}
-    certified.write(certified.Certified(**{**fields, "radius": radius}), copy / "certified.parquet")
+    certified.write(
+        certified.Certified(**{**fields, column: change(fields[column].copy())}), copy / "certified.parquet"
+    )
     sha256 = digest_file(copy / "certified.parquet")
     edited(copy / "certificate.json", lambda value: value["table"].update(sha256=sha256))
-    with pytest.raises(Tampered, match="a stated radius is not the one that its logits and the ledger give"):
+
+
+@pytest.mark.parametrize(
+    ("column", "factor", "message"),
+    [
+        ("global_radius", 2.0, "a stated global_radius is not the one that its logits and the ledger give"),
+        ("margin", 2.0, "a stated margin is not the one that its logits and the ledger give"),
+        ("radius", 0.5, "a stated radius is below its global_radius, or none at all"),
+        ("radius", np.nan, "a stated radius is below its global_radius, or none at all"),
+        ("radius", np.inf, "a stated radius is below its global_radius, or none at all"),
+        ("radius", 2.0, "certified is not what the samples and the ledger give"),
+        ("float_radius", 2.0, "a stated float_radius is not one that its logits and the ledgers allow"),
+        ("float_radius", 0.5, "a stated float_radius is not one that its logits and the ledgers allow"),
+    ],
+)
+def test_an_edited_column_is_refused_even_when_its_digest_was_edited_too(
+    copy: Path, column: str, factor: float, message: str
+) -> None:
+    """A larger radius, with every count that follows from it edited as well, takes the checkpoint: tests/test_verify.py."""
+    with_column(copy, column, lambda values: values * factor)
+    with pytest.raises(Tampered, match=message):
         certkit.audit(copy)
 
 
@@ -146,6 +167,22 @@ def test_an_edited_radius_is_refused_even_when_its_digest_was_edited_too(copy: P
             Tampered,
             "input_shape is not what the samples and the ledger give",
         ),
+        (
+            lambda c: c["execution"].update(pair_error=0.0),
+            RuleViolation,
+            "the execution's error is not what its ledger proves",
+        ),
+        (
+            lambda c: c["execution_ledger"]["steps"][-1]["evidence"].update(sigma="0.1"),
+            RuleViolation,
+            "the stated bound is not the one",
+        ),
+        (
+            lambda c: c["execution"].update(reasons=["none"]),
+            RecordError,
+            "execution: Value error, a claim has an error and no reasons against it",
+        ),
+        (lambda c: c["without_local"].update(improved=7), Tampered, "without_local is not what the samples and the"),
         (lambda c: c.update(certified=[]), Tampered, "certified is not what the samples and the ledger give"),
         (lambda c: c["clean"].update(total=1), RecordError, "clean: Value error, 24 of 1 in"),
         (
@@ -185,6 +222,38 @@ def test_a_float32_only_hit_is_a_float_gap_and_not_a_refutation(
     assert {c.attack for c in audit.contradictions} >= {"clean"}
     (soundness,) = (check for check in audit.checks if check.id == "EV22")
     assert soundness.status == "flag"
+
+
+def test_a_program_that_errs_refutes_the_claim_about_its_execution_and_no_other(tmp_path: Path) -> None:
+    """The float-gap network above, whose claim about the execution is forged: taken from its sibling without the 1e6."""
+    from certkit.certified import certify_rows, executed
+    from certkit.records import File
+
+    model, sibling = linear(), linear()
+    with torch.no_grad():
+        model[1].bias += 1e6  # type: ignore[index,operator]
+    data = labelled_by(sibling, samples(200))
+    honest = certkit.certify(sibling, data, eps=EPS, norm="l2", out=tmp_path / "sibling", threads=1)
+    full(model, data, tmp_path)
+    certificate = load(Certificate, tmp_path / "certificate.json")
+    assert [point.certified.count for point in certificate.execution.certified] == [0, 0, 0]
+    table = certified.read(tmp_path / "certified.parquet")
+    gain = np.array(certificate.pair_gain)
+    rows = table.index, table.label, table.logits, gain, certificate.pair_error
+    forged = certify_rows(*rows, local=table.radius, execution=table.radius)
+    certified.write(forged, tmp_path / "certified.parquet")
+    execution = executed(
+        forged, certificate.threat.eps, arithmetic="float32", pair_error=honest.execution.pair_error, reasons=[], assumptions=[]
+    )  # fmt: skip
+    file = File(name="certified.parquet", sha256=digest_file(tmp_path / "certified.parquet"))
+    changes = {"execution": execution, "execution_ledger": honest.execution_ledger, "table": file}
+    save(certificate.model_copy(update=changes), tmp_path / "certificate.json")
+    audit = certkit.audit(tmp_path, model=model)
+    assert audit.verdict == "REFUTED"
+    assert "that claim is wrong; the one about exact arithmetic stands" in audit.verdict_reason
+    assert {c.refutes for c in audit.contradictions} == {"float execution"}
+    (soundness,) = (check for check in audit.checks if check.id == "EV22")
+    assert soundness.status == "fail"
 
 
 def test_another_checkpoint_cannot_turn_a_refutation_into_silence(copy: Path, audited: tuple[Path, nn.Module]) -> None:
@@ -227,7 +296,7 @@ def enlarge(folder: Path, certificate: Certificate) -> None:
     from certkit.bounds import ledger as ledgers
     from certkit.bounds.ledger import Ledger, Pairs, pair_gains
     from certkit.bounds.number import Up
-    from certkit.certified import certified_counts, certify_rows, median_radius
+    from certkit.certified import certified_counts, certify_rows, executed, median_radius, without_local
     from certkit.engine.certify import pair_matrix
     from certkit.records import File
 
@@ -247,6 +316,10 @@ def enlarge(folder: Path, certificate: Certificate) -> None:
         "pair_gain": tuple(tuple(float(g) for g in row) for row in matrix),
         "certified": certified_counts(table, certificate.threat.eps),
         "median_radius": median_radius(table),
+        "without_local": without_local(table, certificate.threat.eps),
+        "execution": executed(
+            table, certificate.threat.eps, arithmetic="float32", pair_error=None, reasons=["none"], assumptions=[]
+        ),
         "table": File(name="certified.parquet", sha256=digest_file(folder / "certified.parquet")),
     }
     save(certificate.model_copy(update=changes), folder / "certificate.json")
