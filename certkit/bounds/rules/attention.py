@@ -36,7 +36,7 @@ def weights_error(q: Bound, k: Bound, facts: Facts) -> Up:
 
 @rule("attention")
 def attention(inputs: Sequence[Bound], facts: Facts) -> Bound:
-    """Softmax attention moves by sqrt(c)|dv| + scale Rv (t Rk |dq| + sqrt(t c) Rq |dk|), all heads counted.
+    """Softmax attention moves by sqrt(c)|dv| + scale Rv (t Rk |dq| + sqrt(t c') Rq |dk|), c' <= c, all heads counted.
 
     For Y = P V, P = softmax(scale Q K' + M) by rows, sizes R per head and token, all |scores| <= s without the mask. The
     evidence was measured for scores up to ``score`` >= s: no weight p of softmax(M) exceeds g(p) = p E / (1 - p + p E),

@@ -14,7 +14,8 @@ from certkit.bounds.number import ZERO, Interval, Up, least
 from certkit.bounds.rules.registry import Facts, rule
 from certkit.errors import RecordError
 
-# The slopes that a function has anywhere, rounded outward; proved in tests/test_constants.py and tests/family_fused.py.
+# All slopes that a function has, rounded outward. The largest of gelu and silu are proved in tests/test_constants.py; their
+# smallest are 1 less, as f(x) - f(-x) = x.
 SLOPES = {
     "relu": Interval.of(0, 1),
     "gelu": Interval.of("-0.1289042", "1.1289042"),
