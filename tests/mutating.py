@@ -110,9 +110,9 @@ def of_attained(case: Attained, factor: float = 1.0) -> Instance:
         for axes in every(step.bound.axes):
             found = float(slopes(jacobians, step.bound.shape, axes, case.norm)[0])
             made.note(node.name, axes, "gain", found * (1 - NOISE))
-        jacobian = jacobians[0]
+        jacobian, threat = jacobians[0], frozenset({1}) if case.norm == "l2" else frozenset[int]()
         top = torch.cat([jacobian[:8], torch.linalg.svd(jacobian, full_matrices=False).Vh[:1]])
-        moves = dual(torch.cat([top, -top]), case.norm).reshape(-1, *at.shape) * size
+        moves = dual(torch.cat([top, -top]), threat).reshape(-1, *at.shape) * size
         _measure_errors(made, proof, proof, at.expand_as(moves), (at + moves).clamp(*box))
     return made
 

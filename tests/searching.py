@@ -123,6 +123,7 @@ def climb(
     kinds = torch.where(near, 1e-4, 1.0).to(torch.float64).reshape(-1, *[1] * len(shape))
     y = x + kinds * (y - x)
     moves = (torch.arange(pairs) % 4 != 3).to(torch.float64)
+    threat = frozenset(range(1, x.ndim)) if norm == "l2" else frozenset[int]()
     for turn in range(steps):
         x.requires_grad_()
         y.requires_grad_()
@@ -133,7 +134,7 @@ def climb(
         uphill = torch.autograd.grad((moves * rise + (1 - moves) * size).sum(), (x, y), materialize_grads=True)
         stride = 0.2 * (box[1] - box[0]) * 0.5**turn
         x, y = (
-            (point + stride * kinds * dual(gradient.nan_to_num(0.0, 0.0, 0.0), norm)).detach().clamp(*box)
+            (point + stride * kinds * dual(gradient.nan_to_num(0.0, 0.0, 0.0), threat)).detach().clamp(*box)
             for point, gradient in zip((x, y), uphill, strict=True)
         )
     return x.detach(), y.detach()

@@ -17,6 +17,7 @@ from certkit.config import preset
 from certkit.engine.interpret import Interpreter
 from certkit.engine.program import export
 from certkit.engine.slopes import Slope, attained_slope, step_slopes
+from certkit.errors import RecordError
 from certkit.training.train import made
 from tests.modules import MultiHead, points, prove
 from tests.table import CASES
@@ -34,6 +35,8 @@ TALL = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
         (lambda x: F.linear(x, TALL.double()), [[0.1, 0.2]], "linf", None, math.hypot(7.0, 1.0)),
         (lambda x: 2 * x, [[[0.0, 0.0]] * 3], "l2", frozenset({2}), 2.0),
         (lambda x: 2 * x, [[[0.0, 0.0]] * 3], "linf", frozenset({2}), 2 * math.sqrt(2)),
+        (lambda x: 2 * x, [[[0.0, 0.0]] * 3], "token", None, 2 * math.sqrt(3)),
+        (lambda x: 2 * x, [[[0.0, 0.0]] * 3], "token", frozenset(), 2.0),
         (F.gelu, [[0.9]], "l2", None, 1.128904145),
         (lambda x: x.square(), [[0.3]], "l2", None, 2.0),
         (lambda x: x.square(), [[0.3, -0.2]], "linf", frozenset(), 2.0),
@@ -88,6 +91,27 @@ def test_pairs_stay_in_the_box_and_corners_are_no_dead_end(norm: str) -> None:
     assert 1.999 < found.value <= 2
     for point in (found.x, found.y):
         assert -1 <= float(point.min()) <= float(point.max()) <= 1
+
+
+def test_tokens_stay_as_short_as_the_domain_says() -> None:
+    # x² per entry is steepest where tokens are longest.
+    starts = torch.rand(4, 3, 2, generator=torch.Generator().manual_seed(0))
+    found = attained_slope(lambda v: v.square(), starts, "token", axes=frozenset(), box=(-9.0, 9.0), longest=0.5)
+    assert 0.99 < found.value <= 1
+    assert float(torch.stack([found.x, found.y]).norm(dim=-1).max()) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("norm", "box", "message"),
+    [
+        ("l1", (-1.0, 1.0), "the threat's norm must be one of l2, linf, token, got 'l1'"),
+        ("token", (0.5, 1.0), "tokens can be shortened in a box that holds 0 only, got [0.5, 1.0]"),
+    ],
+)
+def test_another_norm_and_another_domain_are_refused(norm: str, box: tuple[float, float], message: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        attained_slope(lambda v: v, torch.zeros(1, 2, 2), norm, box=box, longest=1.0)
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("rule", sorted(CASES))
