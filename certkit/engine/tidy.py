@@ -13,6 +13,7 @@ from torch.fx import Graph, Node
 
 aten = torch.ops.aten
 VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
+PRODUCTS = (aten.addmm.default, aten.mm.default, aten.matmul.default)
 COPIES = (aten.clone.default, aten.contiguous.default)
 SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
 SQUEEZES = (aten.squeeze.dim, aten.squeeze.dims)
@@ -29,7 +30,7 @@ def tidy(graph: Graph) -> None:
             graph.erase_node(node)
         elif node.target is aten.softmax.int and len(node.args) > 2 and _unchanged(node, node.args[0]):
             node.args = node.args[:2]
-        elif node.target in (aten.addmm.default, aten.mm.default) and not node.kwargs:
+        elif node.target in PRODUCTS and not node.kwargs:
             _unflatten(graph, node)
         elif node.target is aten.permute.default:
             _swap(node)
@@ -47,7 +48,7 @@ def _shape(node: Node) -> tuple[int, ...]:
 
 
 def _unflatten(graph: Graph, node: Node) -> None:
-    """View to (tokens, features), addmm or mm, view back: one linear map of (1, ..., tokens, features).
+    """View to (tokens, features), addmm or a product, view back: one linear map of (1, ..., tokens, features).
 
     The Conv1D layers of GPT-2 are written so. Both are the same sum of products per entry, and both round it as a dot
     product of the same length and one sum.
@@ -55,7 +56,7 @@ def _unflatten(graph: Graph, node: Node) -> None:
     bias, flat, weight = node.args if len(node.args) == 3 else (None, *node.args)
     assert isinstance(flat, Node)
     assert isinstance(weight, Node)
-    if flat.target not in VIEWS:
+    if flat.target not in VIEWS or len(_shape(flat)) != 2 or len(_shape(weight)) != 2:
         return
     source = flat.args[0]
     assert isinstance(source, Node)
