@@ -1,8 +1,8 @@
 """certkit: how much can a network's output move, how far can it be pushed, and do the two agree.
 
 ``certkit.certify(module, ...)``, ``certkit.attack(module, ...)``, ``certkit.audit(...)``, ``certkit.report(...)``,
-``certkit.train(...)`` and ``certkit.compare(...)`` are the jobs; each command of the same name is a thin caller. They are imported when first used:
-``import certkit`` loads no torch.
+``certkit.train(...)``, ``certkit.compare(...)`` and ``certkit.precision(...)`` are the jobs; each command of the same name is a thin
+caller. They are imported when first used: ``import certkit`` loads no torch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from certkit.engine.certify import certify as certify
+    from certkit.engine.precision import precision as precision
     from certkit.reconcile import audit as audit
     from certkit.training.compare import compare as compare
     from certkit.training.train import train as train
@@ -23,10 +24,11 @@ _JOBS = {
     "audit": "certkit.reconcile",
     "certify": "certkit.engine.certify",
     "compare": "certkit.training.compare",
+    "precision": "certkit.engine.precision",
     "report": "certkit.reports",
     "train": "certkit.training.train",
 }
-__all__ = ["__version__", "attack", "audit", "certify", "compare", "report", "train"]
+__all__ = ["__version__", "attack", "audit", "certify", "compare", "precision", "report", "train"]
 
 
 def __getattr__(name: str) -> Any:
