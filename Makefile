@@ -50,6 +50,7 @@ evidence: $(STAMP)
 	$(BIN)/python -m benchmarks.constraints > benchmarks/results/constraints.json
 	$(BIN)/python -m benchmarks.muon_step > benchmarks/results/muon_step.json
 	$(BIN)/python -m benchmarks.spectral > benchmarks/results/spectral.json
+	$(BIN)/python -m benchmarks.foreign > benchmarks/results/foreign.json
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
