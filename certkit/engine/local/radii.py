@@ -17,9 +17,9 @@ from certkit.engine.local.numbers import Floats, Ups, as_up
 from certkit.engine.local.walk import Balls, Known, executed, ready, selected, walk
 from certkit.engine.program import Program
 
-PASSES = 20
-FIRST = 8  # the first ball tried is this part of where the bound at the centre alone would end
-GRID = 8  # radii are such parts of an octave apart, so that no rounding of a centre moves them
+PASSES = 8
+FIRST = 4  # the first ball tried is this part of where the bound at the centre alone would end, or the box's
+BITS = 20  # of the numbers that a search starts from, so that hardly any rounding of a centre moves them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,8 +49,8 @@ def local_radii(
     ``ledger`` is the program's, for float64 and the box. A sample is certified at r iff for every other class the lead in
     ``logits``, less the error, exceeds what the difference can move on the ball of radius r meeting the box (see ``walk``).
     With ``deployed``, the same program's ledger for another arithmetic, the error of executing that one anywhere on the
-    ball is taken off too. Balls grow by steps that are halved whenever one fails, ``passes`` tries in all; every sample is
-    on its own, so neither the order nor the company of samples matters.
+    ball is taken off too. The search halves the gap between the largest radius that passed and the smallest that failed,
+    ``passes`` tries in all; every sample is on its own, so neither the order nor the company of samples matters.
     """
     with np.errstate(all="ignore"):
         search = _Search(program, ledger, images, logits, deployed)
@@ -108,22 +108,20 @@ class _Search:
         here = walk(self.steps, self.centre, Ups(none))
         gain, error = self.gains(here), self.errors(here)
         lead = margins(self.logits, 0.0)  # the errors are taken off below, as they grow with the ball
-        moved, radius = np.zeros_like(gain), none
-        step = _grid(
-            np.min(np.where(np.isfinite(lead), (lead - error[:, None]) / gain, np.inf), axis=1, initial=np.inf)
-        )
-        step = step / FIRST
+        ends = np.min(np.where(np.isfinite(lead), (lead - error[:, None]) / gain, np.inf), axis=1, initial=np.inf)
+        moved, radius, box = np.zeros_like(gain), none, self.box()
+        ceiling = np.maximum(_short(ends), 0.0)  # gains grow with the ball: no larger radius can pass
+        tried = np.minimum(np.maximum(ceiling / FIRST, _short(box.radius)), ceiling)
         for _ in range(passes):
-            tried = radius + step
             there = walk(self.steps, self.centre, Ups(tried), here)
             slope, off = self.gains(there), self.errors(there)
             reached = (Ups(moved) + Ups(slope) * Ups(np.nextafter(tried - radius, np.inf)[:, None])).value
-            passed = (step > 0) & _leads(lead, off, reached)
+            passed = (tried > radius) & _leads(lead, off, reached)
             here = selected(passed, there, here)
             moved, gain = np.where(passed[:, None], reached, moved), np.where(passed[:, None], slope, gain)
             radius, error = np.where(passed, tried, radius), np.where(passed, off, error)
-            step = np.where(passed, step, step / 2)
-        box = self.box()
+            ceiling = np.where(passed, ceiling, tried)
+            tried = radius + (ceiling - radius) / 2
         better = box.radius > radius
         gain = np.where(better[:, None], box.gain, gain)
         return LocalRadii(np.maximum(radius, box.radius), gain, np.where(better, box.error, error))
@@ -149,8 +147,7 @@ def _leads(lead: Floats, error: Floats, reached: Floats) -> NDArray[np.bool_]:
     return np.asarray(((slack > reached) | np.isposinf(lead)).all(axis=1))
 
 
-def _grid(number: Floats) -> Floats:
-    """The next smaller power of 2^(1/GRID); 0 for what is not positive, or infinite."""
-    known = np.isfinite(number) & (number > 0)
-    power = np.exp2(np.floor(np.log2(np.where(known, number, 1.0)) * GRID) / GRID)
-    return np.where(known, power, 0.0)
+def _short(number: Floats) -> Floats:
+    """The next smaller number of ``BITS`` binary digits; 0 for what is not finite."""
+    digits, exponent = np.frexp(np.where(np.isfinite(number), number, 0.0))
+    return np.asarray(np.ldexp(np.floor(digits * 2.0**BITS), exponent - BITS))
