@@ -19,12 +19,13 @@ from certkit.files import load
 from certkit.proof import load_certificate
 from certkit.records import Audit, Rate, Record, Verdict, rounded_up
 
-Kind = Literal["min-certified", "min-attacked", "max-gap", "min-clean"]
+Kind = Literal["min-certified", "min-executed", "min-attacked", "max-gap", "min-clean"]
 
 _AT_RADIUS = re.compile(r"(?P<share>[^@]+)@(?P<norm>[a-z0-9-]+):(?P<eps>.+)")
 MEANING: dict[Kind, str] = {
     "min-clean": "correct and beyond its own error",
     "min-certified": "correct and proved to stay so",
+    "min-executed": "correct and proved to stay so as executed",
     "min-attacked": "correct after every attack",
     "max-gap": "neither proved nor broken",
 }
@@ -94,12 +95,8 @@ def gate(directory: Path, thresholds: Sequence[Threshold]) -> Gate:
     audit = load(Audit, source)
     stated = tuple((point.eps, point.certified) for point in audit.curve)
     proved = tuple((point.eps, point.certified) for point in certificate.certified)
-    if (audit.subject, audit.data, audit.clean, stated) != (
-        certificate.subject,
-        certificate.data,
-        certificate.clean,
-        proved,
-    ):
+    both = ("subject", "data", "clean", "threat", "execution", "without_local", "median_radius")
+    if stated != proved or any(getattr(audit, name) != getattr(certificate, name) for name in both):
         raise Tampered("audit.json: states other figures than its certificate proves; run certkit report again")
     judged = tuple(_judge(audit, threshold) for threshold in thresholds)
     passed = audit.verdict in ("NOT REFUTED", "NOT EVALUATED") and all(one.met for one in judged)
@@ -119,6 +116,12 @@ def _judge(audit: Audit, threshold: Threshold) -> Judged:
     (point,) = found
     if threshold.kind == "min-certified":
         return _against(threshold, point.certified, point.certified.count)
+    if threshold.kind == "min-executed":
+        held = [one.certified for one in audit.execution.certified if one.eps.value == value]
+        if held:
+            return _against(threshold, held[0], held[0].count)
+        reason = f"{threshold}: nothing is claimed of the {audit.execution.arithmetic} execution"
+        return Judged(threshold=str(threshold), met=False, figure=None, reason=reason)
     if point.attacked is None:
         reason = f"{threshold}: no campaign stands beside the certificate, so nothing was attacked"
         return Judged(threshold=str(threshold), met=False, figure=None, reason=reason)

@@ -10,6 +10,7 @@ from typing import Literal
 from certkit.files import canonical, digest
 from certkit.records import Audit, Check, Sample
 
+from .claims import Claims, rounding
 from .rounding import decimals_for
 
 Standing = Literal["contradicted", "certified", "open", "broken", "misclassified"]
@@ -56,6 +57,7 @@ class Findings:
     """
 
     norm: str
+    claims: Claims
     headline: int | None
     shares: tuple[Share, ...]
     broken: int
@@ -81,6 +83,7 @@ class Findings:
         tally: Counter[str] = Counter(check.status for check in audit.checks)
         return cls(
             norm=NORMS[audit.threat.norm],
+            claims=Claims.of(audit),
             headline=middle,
             shares=shares(audit, middle),
             broken=sum(sample.distance is not None for sample in audit.samples),
@@ -262,10 +265,7 @@ def not_shown(audit: Audit) -> tuple[str, ...]:
         f"The intervals speak of other inputs only if these {audit.data.count} samples were drawn from them independently.",
         "No conformity with a standard or a law. This is evidence for those who judge that.",
     ]
-    if audit.claim == "exact arithmetic":
-        sentences.insert(
-            1, "Nothing is proved of rounding: the claim is for exact arithmetic, and the deployed program rounds."
-        )
+    sentences.insert(1, rounding(audit))
     if audit.attention and not audit.attention.looks_at_content:
         sentences.append(
             "That attention selects by content: with its weights frozen at their mean the network does as well."

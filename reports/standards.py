@@ -38,7 +38,9 @@ def _stability(audit: Audit) -> tuple[Covered, str]:
 
 
 def _verifier(audit: Audit) -> tuple[Covered, str]:
-    return "evidence provided", f"incomplete, deterministic, glass-box; arithmetic of the claim: {audit.claim}"
+    execution = audit.execution
+    also = f", and {execution.arithmetic} as executed" if execution.pair_error is not None else ""
+    return "evidence provided", f"incomplete, deterministic, glass-box; arithmetic of the claim: {audit.claim}{also}"
 
 
 def _empirical(audit: Audit) -> tuple[Covered, str]:

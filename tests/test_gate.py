@@ -123,6 +123,20 @@ def test_what_was_not_attacked_does_not_pass_for_robust(copy: Path) -> None:
     assert gate(copy, [Threshold.of("min-certified", "0@l2:0.1")]).passed
 
 
+def test_what_is_claimed_of_the_execution_is_a_threshold_of_its_own(copy: Path) -> None:
+    audit = load(Audit, copy / "audit.json")
+    held = audit.execution.certified[0].certified
+    assert held.count
+    (met,) = gate(copy, [Threshold.of("min-executed", f"{held.count}/{held.total}@l2:0.01")]).thresholds
+    assert (met.met, met.figure) == (True, f"{held.count}/{held.total}")
+    raised = held.model_copy(update={"count": held.count - 1})
+    point = audit.execution.certified[0].model_copy(update={"certified": raised})
+    forged = audit.execution.model_copy(update={"certified": (point, *audit.execution.certified[1:])})
+    save(audit.model_copy(update={"execution": forged}), copy / "audit.json")
+    with pytest.raises(Tampered, match="states other figures than its certificate proves"):
+        gate(copy, [Threshold.of("min-executed", "0@l2:0.01")])
+
+
 @pytest.mark.parametrize(("verdict", "code"), [("REFUTED", 4), ("INCONCLUSIVE", 3)])
 def test_a_refuted_or_inconclusive_audit_never_passes(copy: Path, verdict: str, code: int) -> None:
     save(load(Audit, copy / "audit.json").model_copy(update={"verdict": verdict}), copy / "audit.json")

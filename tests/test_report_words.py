@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
-from certkit.records import Sample, Verdict
+from certkit.records import Audit, Sample, Verdict
 from certkit.reports import render
 from certkit.reports.findings import FEWEST_ROWS, MOST_ROWS, Findings, commands
 from certkit.reports.page import SECTIONS
@@ -58,7 +58,7 @@ def test_what_is_proved_or_right_is_rounded_down_and_what_attacks_left_is_rounde
         r'<b class="share"><data value="([^"]+)">([\d.]+)</data>',
         render(audit),
     )
-    assert len(shown) == 2 * len(audit.curve)
+    assert len(shown) == 3 * len(audit.curve)
     for path, value, text in shown:
         held: Any = audit
         for key in path.split("."):
@@ -126,6 +126,75 @@ def test_attention_is_the_whole_path_where_the_network_without_it_is_constant(
     )
     changed = audit.attention.model_copy(update={"ablations": ablations})
     assert (CUT in render(audit.model_copy(update={"attention": changed}))) == cut
+
+
+# The second claim: of the float execution
+
+
+NO_CLAIM = {
+    "pair_error": None,
+    "certified": (),
+    "median_radius": 0.0,
+    "reasons": ("norm: not gone through", "b", "c", "d"),
+}
+
+
+def unclaimed(audit: Audit) -> Audit:
+    return audit.model_copy(update={"execution": audit.execution.model_copy(update=NO_CLAIM)})
+
+
+def refuting_the_execution(audit: Audit) -> Audit:
+    (one,) = audit.contradictions
+    return audit.model_copy(update={"contradictions": (one.model_copy(update={"refutes": "float execution"}),)})
+
+
+def test_the_claim_about_the_execution_stands_beside_the_exact_one_with_its_assumptions() -> None:
+    audit = example_audit(60)
+    page = Page(render(audit))
+    text = " ".join(page.text.split())
+    for place, at in enumerate(audit.execution.certified):
+        assert (str(at.certified.count), str(at.certified.count)) in page.data[
+            f"execution.certified.{place}.certified.count"
+        ]
+    assert "Float32 execution, at least" in text
+    assert "The claim about the float32 execution assumes the program runs in float32 on a CPU" in text
+    assert "Nothing is proved of rounding" not in text
+    assert "Nothing about a program that runs otherwise than the claim about its float32 execution assumes" in text
+    assert "no claim" not in text
+
+
+def test_where_nothing_is_claimed_of_the_execution_the_page_says_so_and_why() -> None:
+    page = Page(render(unclaimed(example_audit(60))))
+    text = " ".join(page.text.split())
+    assert not [path for path in page.data if path.startswith("execution.")]
+    assert (
+        "Nothing is claimed of the float32 execution of this network: norm: not gone through; b; c; and 1 more" in text
+    )
+    assert "Why nothing is claimed of the float32 execution norm: not gone through b c d" in text
+    assert "Nothing is proved of rounding: the claim is for exact arithmetic, and the deployed program rounds." in text
+
+
+def test_a_refuted_execution_leaves_the_exact_claim_standing() -> None:
+    text = " ".join(Page(render(refuting_the_execution(example_audit(60, "REFUTED")))).text.split())
+    assert "Read no figure of the float32 execution as proved; those of exact arithmetic stand." in text
+    assert "Float32 execution, refuted" in text
+    assert "Certified, at least" in text
+    assert "Claimed, and refuted" not in text
+    assert "read none of its figures on this page as proved" not in text
+    assert "Nothing of rounding: what was claimed of the float32 execution is refuted." in text
+
+
+def test_with_the_exact_claim_the_one_about_the_execution_falls() -> None:
+    text = " ".join(Page(page_of("REFUTED")).text.split())
+    assert "Claimed, and refuted" in text
+    assert "Float32 execution, refuted" in text
+
+
+def test_what_the_whole_box_proves_alone_stands_beside_what_the_samples_own_balls_add() -> None:
+    audit = example_audit(60)
+    page = Page(render(audit))
+    assert str(audit.without_local.median_radius) in {value for value, _ in page.data["without_local.median_radius"]}
+    assert f"{audit.without_local.improved} of 60 samples have a larger radius by their own ball." in page.text
 
 
 # Where the deployed program errs and the exact function does not

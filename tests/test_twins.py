@@ -117,14 +117,34 @@ def test_a_refutation_is_an_error_wherever_it_is_shown() -> None:
     assert b"## Robustness audit: REFUTED" in TWINS["markdown"].make(audit)
 
 
+def test_what_refutes_the_execution_alone_fails_the_program_and_not_the_exact_claim() -> None:
+    audit = example_audit(12, "REFUTED")
+    (one,) = audit.contradictions
+    audit = audit.model_copy(update={"contradictions": (one.model_copy(update={"refutes": "float execution"}),)})
+    assert {outcome.id: outcome.status for outcome in outcomes(audit)[:2]} == {"CR01": "pass", "CR02": "fail"}
+    (run,) = json.loads(TWINS["sarif"].make(audit))["runs"]
+    (result,) = [result for result in run["results"] if result["message"]["text"].startswith("sample ")]
+    assert (result["ruleId"], result["level"]) == ("CR02", "error")
+    assert result["message"]["text"].endswith("this refutes the claim about the float execution")
+
+
+def test_no_share_stands_where_nothing_is_claimed_of_the_execution() -> None:
+    audit = example_audit(12)
+    nothing = {"pair_error": None, "certified": (), "median_radius": 0.0, "reasons": ("no kernel",)}
+    audit = audit.model_copy(update={"execution": audit.execution.model_copy(update=nothing)})
+    assert TWINS["markdown"].make(audit).decode().count("| no claim |") == len(audit.curve)
+    for name in ("model-card", "cyclonedx"):
+        assert b"float32 execution" not in TWINS[name].make(audit)
+
+
 def test_shares_are_rounded_so_that_they_claim_no_more() -> None:
     text = TWINS["markdown"].make(example_audit(60)).decode()
     shares = re.findall(r"(\d+)/(\d+) = (\d+\.\d) %", text)
     assert len(shares) >= 9
     for line in text.splitlines():
         if line.startswith("| ") and "%" in line:
-            _, _, certified, attacked, _ = line.split("|")
-            for cell_, low in ((certified, True), (attacked, "clean" in line)):
+            _, _, certified, executed, attacked, _ = line.split("|")
+            for cell_, low in ((certified, True), (executed, True), (attacked, "clean" in line)):
                 for count, total, shown in re.findall(r"(\d+)/(\d+) = (\d+\.\d) %", cell_):
                     exact = 100 * int(count) / int(total)
                     assert float(shown) <= exact + 1e-9 if low else float(shown) >= exact - 1e-9

@@ -19,6 +19,7 @@ _AT = "SHARE@NORM:EPS"
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--min-clean", metavar="SHARE", multiple=True, help="At least this share is classified correctly.")
 @click.option("--min-certified", metavar=_AT, multiple=True, help="At least this share is proved, such as 0.6@l2:0.25.")
+@click.option("--min-executed", metavar=_AT, multiple=True, help="As much of the float program that is deployed.")
 @click.option("--min-attacked", metavar=_AT, multiple=True, help="At least this share survives every attack.")
 @click.option("--max-gap", metavar=_AT, multiple=True, help="At most this share is neither proved nor broken.")
 @options.as_json
@@ -35,6 +36,7 @@ def gate(directory: Path, json: bool, **given: tuple[str, ...]) -> None:
     kinds: tuple[tuple[str, Kind], ...] = (
         ("min_clean", "min-clean"),
         ("min_certified", "min-certified"),
+        ("min_executed", "min-executed"),
         ("min_attacked", "min-attacked"),
         ("max_gap", "max-gap"),
     )

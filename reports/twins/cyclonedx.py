@@ -9,6 +9,7 @@ from certkit.errors import one_line
 from certkit.files import canonical, digest
 from certkit.records import Audit, Rate
 
+from ..claims import Claims
 from .text import as_json
 
 
@@ -20,9 +21,12 @@ def cyclonedx(audit: Audit) -> bytes:
     """
     identity = digest(canonical(audit).encode())
     metrics = [_metric("accuracy", audit.clean, audit.data.name)]
-    for point in audit.curve:
+    for point, place in zip(audit.curve, Claims.of(audit).executed, strict=True):
         radius = f"{audit.threat.norm}@{point.eps.text} on {audit.data.name}"
-        metrics.append(_metric("certified accuracy", point.certified, radius))
+        metrics.append(_metric(f"certified accuracy, {one_line(audit.claim)}", point.certified, radius))
+        if place is not None:
+            executed = audit.execution.certified[place].certified
+            metrics.append(_metric(f"certified accuracy, {audit.execution.arithmetic} execution", executed, radius))
         if point.attacked is not None:
             metrics.append(_metric("accuracy under attack (upper bound)", point.attacked, radius))
     component = {

@@ -29,11 +29,13 @@ def sarif(audit: Audit) -> bytes:
         for outcome in found
     ]
     for rule, one in refuting(audit):
+        gap = one.refutes == "float gap"
+        what = "exact arithmetic" if one.refutes == "exact arithmetic" else "the float execution"
         message = (
             f"sample {one.index}: the program errs at distance {one.distance!r}, inside the certified radius "
-            f"{one.radius!r} ({one.attack}); this is {'a float gap' if rule == 'CR02' else 'a refutation'}"
+            f"{one.radius!r} ({one.attack}); this {'is a float gap' if gap else f'refutes the claim about {what}'}"
         )
-        level = "warning" if rule == "CR02" else "error"
+        level = "warning" if gap else "error"
         results.append(_result(audit, rule, positions, "fail", level, message, sample=one.index))
     return as_json(
         {

@@ -9,6 +9,7 @@ from typing import Any
 from certkit.files import canonical, digest
 from certkit.records import Audit, Rate
 
+from ..claims import Claims
 from ..findings import NORMS
 from ..rounding import percent
 from .outcomes import outcomes
@@ -29,7 +30,7 @@ def share(rate: Rate | None, *, up: bool = False) -> str:
 
 def summary(audit: Audit) -> bytes:
     """Verdict first, then accuracy per radius, then what was flagged; short enough for a comment on a pull request."""
-    found = outcomes(audit)
+    found, places = outcomes(audit), Claims.of(audit).executed
     lines = [
         f"## Robustness audit: {audit.verdict}",
         "",
@@ -37,12 +38,13 @@ def summary(audit: Audit) -> bytes:
         "",
         _scope(audit),
         "",
-        "| eps | certified | under attack, at most |",
-        "|---|---|---|",
-        f"| 0 | | {share(audit.clean)} (clean) |",
+        f"| eps | certified, {markdown(audit.claim)} | {audit.execution.arithmetic} execution | under attack, at most |",
+        "|---|---|---|---|",
+        f"| 0 | | | {share(audit.clean)} (clean) |",
         *(
-            f"| {markdown(point.eps.text)} | {share(point.certified)} | {share(point.attacked, up=True)} |"
-            for point in audit.curve
+            f"| {markdown(point.eps.text)} | {share(point.certified)} | {_executed(audit, place)} "
+            f"| {share(point.attacked, up=True)} |"
+            for point, place in zip(audit.curve, places, strict=True)
         ),
         "",
         *(
@@ -58,6 +60,10 @@ def summary(audit: Audit) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
+def _executed(audit: Audit, place: int | None) -> str:
+    return "no claim" if place is None else share(audit.execution.certified[place].certified)
+
+
 def _scope(audit: Audit) -> str:
     data = f"{audit.data.count} samples of {markdown(audit.data.name)} ({markdown(audit.data.split)})"
     subject = f"{markdown(audit.subject.architecture)}, checkpoint `{audit.subject.sha256[:16]}`"
@@ -71,9 +77,12 @@ def model_card(audit: Audit) -> bytes:
     """
     norm = audit.threat.norm
     metrics = [_metric("accuracy", "clean accuracy", audit.clean)]
-    for point in audit.curve:
+    for point, place in zip(audit.curve, Claims.of(audit).executed, strict=True):
         radius = f"{norm} {point.eps.text}"
         metrics.append(_metric("certified_accuracy", f"certified accuracy at {radius}, {audit.claim}", point.certified))
+        if place is not None:
+            claim = f"certified accuracy at {radius}, {audit.execution.arithmetic} execution"
+            metrics.append(_metric("certified_accuracy", claim, audit.execution.certified[place].certified))
         if point.attacked is not None:
             metrics.append(
                 _metric("attacked_accuracy", f"accuracy under attack at {radius}, an upper bound", point.attacked)
