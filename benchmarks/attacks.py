@@ -44,12 +44,12 @@ def standing(campaign: Campaign) -> dict[str, int]:
 
 
 def ours(given: argparse.Namespace, model: torch.nn.Module, data: Dataset, **more: Any) -> tuple[Campaign, float]:
-    """The campaign and its seconds."""
+    """The campaign and the processor seconds it took: one thread, so that others on the machine do not count."""
     with tempfile.TemporaryDirectory() as folder:
-        began = time.monotonic()
+        began = time.process_time()
         options = {"norm": given.norm, "eps": given.eps.split(","), "suite": given.suite, **more}
         campaign = certkit.attack(model, data, out=Path(folder), **options)
-        return campaign, round(time.monotonic() - began, 1)
+        return campaign, round(time.process_time() - began, 1)
 
 
 def plain_loop(given: argparse.Namespace, model: torch.nn.Module, data: Dataset) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def plain_loop(given: argparse.Namespace, model: torch.nn.Module, data: Dataset)
     eps = [one.value for one in radii(given.eps.split(","))]
     kin = {"l2": "L2ProjectedGradientDescentAttack", "linf": "LinfProjectedGradientDescentAttack"}
     broken = np.zeros((len(eps), len(data.labels)), np.bool_)
-    began = time.monotonic()
+    began = time.process_time()
     for name, settings in SUITES[given.suite][given.norm].items():
         method = method_of(name)
         if name == "Square":
@@ -74,14 +74,14 @@ def plain_loop(given: argparse.Namespace, model: torch.nn.Module, data: Dataset)
                 _, _, success = attack(fmodel, data.images[rows], data.labels[rows], epsilons=eps)
                 broken[:, rows] |= success.numpy()
     found = {text: int((~broken[k]).sum()) for k, text in enumerate(e.text for e in radii(given.eps.split(",")))}
-    return {"seconds": round(time.monotonic() - began, 1), "withstand": found}
+    return {"cpu_seconds": round(time.process_time() - began, 1), "withstand": found}
 
 
 def autoattack(given: argparse.Namespace, model: torch.nn.Module, data: Dataset) -> dict[str, Any]:
     """The standard version of the public re-implementation, once per radius."""
     from pyautoattack import AutoAttack
 
-    found, began = {}, time.monotonic()
+    found, began = {}, time.process_time()
     for eps in radii(given.eps.split(",")):
         attack = AutoAttack(
             model,
@@ -95,7 +95,7 @@ def autoattack(given: argparse.Namespace, model: torch.nn.Module, data: Dataset)
         examples = made[0] if isinstance(made, tuple) else made
         with torch.no_grad():
             found[eps.text] = int((model(examples).argmax(1) == data.labels).sum())
-    return {"seconds": round(time.monotonic() - began, 1), "withstand": found}
+    return {"cpu_seconds": round(time.process_time() - began, 1), "withstand": found}
 
 
 CAMPAIGN = """
@@ -210,10 +210,12 @@ def main() -> None:
     with pinned(None) as threads:
         if {"loop", "autoattack"} & set(parts):
             campaign, seconds = ours(given, model, data)
-            found["certkit"] = {"seconds": seconds, "withstand": standing(campaign), "validity": campaign.validity}
+            found["certkit"] = {"cpu_seconds": seconds, "withstand": standing(campaign), "validity": campaign.validity}
         if "loop" in parts:
             found["foolbox_loop"] = plain_loop(given, model, data)
-            found["loop_over_certkit"] = round(found["foolbox_loop"]["seconds"] / found["certkit"]["seconds"], 2)
+            found["loop_over_certkit"] = round(
+                found["foolbox_loop"]["cpu_seconds"] / found["certkit"]["cpu_seconds"], 2
+            )
         if "autoattack" in parts:
             found["autoattack"] = autoattack(given, model, data)
         if "kills" in parts:

@@ -409,6 +409,47 @@ def test_a_check_catches(name: str, tmp_path: Path) -> None:
     assert check(campaign, number).status == status
 
 
+class Rounded(nn.Module):
+    """A defence by masked gradients: the linear classifier sees its input on a coarse grid, and the gradient is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner((x * 8).round() / 8 + 0 * x)
+        return logits
+
+
+class Shaken(nn.Module):
+    """A defence by randomness: the linear classifier sees its input with noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x + 0.05 * torch.randn_like(x))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("defence", "caught"),
+    [
+        (Rounded, {"EV06": "fail", "EV10": "flag", "EV13": "flag", "EV14": "flag", "EV16": "flag", "EV18": "fail"}),
+        (Shaken, {"EV04": "fail"}),
+    ],
+)
+def test_a_defence_that_only_hides_is_caught_by_these_checks(
+    defence: Callable[[], nn.Module], caught: dict[str, str], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    campaign = run(defence().eval(), toy(Linear()), tmp_path, norm="linf", eps=["0.05", "0.1"])
+    status = {one.id: one.status for one in campaign.checks}
+    assert {number: status[number] for number in caught} == caught
+    assert campaign.validity == "invalid"
+
+
 def test_a_model_handed_over_in_training_mode_is_flagged(tmp_path: Path) -> None:
     model = Linear().train()
     found = check(run(model, toy(model), tmp_path), "EV03")
