@@ -30,7 +30,6 @@ from certkit.checkpoint import load_into
 from certkit.checkpoint import read as read_checkpoint
 from certkit.crosscheck.agreement import against, agreement, verified_radii
 from certkit.crosscheck.lirpa import cross_check
-from certkit.crosscheck.records import MethodName
 from certkit.crosscheck.smooth_attack import attack_smoothed
 from certkit.crosscheck.smoothing import smooth
 from certkit.data import Dataset, load
@@ -39,6 +38,7 @@ from certkit.machine import pinned
 from certkit.models import build
 from certkit.models.attention import Attention
 from certkit.models.layers import Linear, Patches
+from certkit.records.crosscheck import MethodName
 
 EPS = {"l2": ("0.02", "0.05", "0.1", "0.25"), "linf": ("0.005", "0.01", "0.02", "0.1")}
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from certkit.crosscheck.agreement import against, agreement, verified_radii
-from certkit.crosscheck.records import Bounded, Fault, Lirpa, Method
 from certkit.records import Eps
+from certkit.records.crosscheck import Bounded, Fault, Lirpa, Method
 from certkit.statistics import rate
 
 NONE = float("nan")

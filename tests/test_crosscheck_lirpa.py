@@ -21,7 +21,6 @@ from certkit.crosscheck import lirpa as job
 from certkit.crosscheck.attained import attained
 from certkit.crosscheck.lirpa import bisected, cross_check, differences
 from certkit.crosscheck.package import MISSING, Unavailable, package, quietly
-from certkit.crosscheck.records import Lirpa
 from certkit.crosscheck.rewrite import written
 from certkit.data import Dataset
 from certkit.engine.program import Program, export
@@ -29,6 +28,7 @@ from certkit.errors import ConfigError, Refusal
 from certkit.models.attention import Attention
 from certkit.models.layers import MaxMin
 from certkit.records import Norm
+from certkit.records.crosscheck import Lirpa
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("auto_LiRPA") is None, reason="auto_LiRPA is optional and not installed: make setup"
@@ -381,5 +381,5 @@ def test_attained_points_lie_in_the_ball_and_come_near_the_worst(norm: Norm) -> 
 
 
 def test_records_and_agreement_load_no_torch() -> None:
-    words = "import sys, certkit.crosscheck.records, certkit.crosscheck.agreement; sys.exit('torch' in sys.modules)"
+    words = "import sys, certkit.records.crosscheck, certkit.crosscheck.agreement; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", words], check=False).returncode == 0

@@ -31,7 +31,7 @@ from certkit.engine.program import Program, export
 from certkit.errors import ConfigError, Refusal
 from certkit.files import load
 from certkit.models import create
-from certkit.precision_records import Precision
+from certkit.records.precision import Precision
 from tests.laws import program_of
 from tests.modules import CASES, NOISE, points
 from tests.networks import linear, samples

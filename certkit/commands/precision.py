@@ -10,7 +10,7 @@ import click
 from certkit.commands import options
 
 if TYPE_CHECKING:
-    from certkit.precision_records import Precision
+    from certkit.records.precision import Precision
 
 
 @click.command()

@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from certkit.crosscheck.records import Against, AgreementView, Contradiction, Ladder, Method, MethodName, Pair, Rung
 from certkit.records import Eps
+from certkit.records.crosscheck import Against, AgreementView, Contradiction, Ladder, Method, MethodName, Pair, Rung
 from certkit.statistics import rate
 
 Floats = NDArray[np.float64]

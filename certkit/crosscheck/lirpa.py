@@ -18,13 +18,13 @@ from torch import Tensor
 
 from certkit.crosscheck.attained import attained
 from certkit.crosscheck.package import Package, Unavailable, package, quietly
-from certkit.crosscheck.records import Bounded, Cost, Fault, Lirpa, Method, MethodName
 from certkit.crosscheck.rewrite import ALLOWED, Written, written
 from certkit.data import Dataset
 from certkit.engine.program import Program
 from certkit.errors import ConfigError, Refusal, one_line
 from certkit.machine import pinned
 from certkit.records import Eps, Norm, radii
+from certkit.records.crosscheck import Bounded, Cost, Fault, Lirpa, Method, MethodName
 from certkit.statistics import rate
 
 SLACK = (

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from certkit.campaign import distance_up
-from certkit.crosscheck.records import SmoothedAttack, SmoothingResult
 from certkit.crosscheck.smoothing import Sampler
 from certkit.data import Dataset
 from certkit.machine import pinned
+from certkit.records.crosscheck import SmoothedAttack, SmoothingResult
 
 STEPS = 12
 COPIES = 16

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from certkit.checkpoint import subject_of
 from certkit.crosscheck.noise import Thresholds, deviation, drawn, radius_low, share_low, thresholds
-from certkit.crosscheck.records import Smoothed, SmoothedAt, SmoothedBlock, Smoothing, SmoothingResult
 from certkit.data import Dataset
 from certkit.errors import ConfigError, RecordError, Refusal, one_line
 from certkit.files import canonical, digest, load, save
 from certkit.machine import pinned
 from certkit.records import Eps, Subject, radii
+from certkit.records.crosscheck import Smoothed, SmoothedAt, SmoothedBlock, Smoothing, SmoothingResult
 from certkit.statistics import rate
 
 GRIDS = (16, 255)  # scikit-learn's digits, bytes

@@ -30,8 +30,8 @@ from certkit.engine.program import Program, export
 from certkit.errors import Refusal
 from certkit.files import digest_file, save, write_atomic
 from certkit.machine import environment, pinned, provenance
-from certkit.precision_records import Precision, RoundedTo
 from certkit.records import Agreement, File, Subject, Threat, radii
+from certkit.records.precision import Precision, RoundedTo
 from certkit.statistics import rate
 
 
