@@ -23,6 +23,7 @@ from certkit.engine.local.centre import measure
 from certkit.engine.local.numbers import Ups
 from certkit.engine.local.walk import ready, walk
 from certkit.engine.program import Program, export
+from certkit.errors import Refusal
 
 SAMPLES = 6
 BOX = (-1.0, 1.0)
@@ -265,6 +266,14 @@ def test_a_sample_has_the_same_radius_in_any_company(name: str) -> None:
 def test_facts_of_the_ball_certify_where_those_of_the_box_do_not() -> None:
     at = subject("layer norm and attention", "l2")
     assert (at.found.radius > 20 * at.box).all()
+
+
+def test_a_sample_outside_the_box_is_refused() -> None:
+    at = subject("tanh, sigmoid, softplus", "l2")
+    with pytest.raises(
+        Refusal, match=r"^a sample has entries in \[0, 1.5\], outside the box \[-1, 1\] of the certificate$"
+    ):
+        local_bounds(at.program, at.ledger, torch.tensor([[1.5, 0, 0, 0, 0, 0]]), 0.1)
 
 
 def test_more_passes_never_prove_less() -> None:

@@ -11,9 +11,11 @@ from torch.fx import Node
 
 from certkit.bounds.bound import Axes
 from certkit.bounds.ledger import Ledger, Step
+from certkit.bounds.number import Interval
 from certkit.engine.execute import CHUNK, run
 from certkit.engine.local.numbers import Floats, Intervals, Ups
 from certkit.engine.program import Program
+from certkit.errors import Refusal
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
 U = 2.0**-53
@@ -61,7 +63,15 @@ def axes_of(step: Step) -> list[Axes]:
 
 
 def measure(program: Program, ledger: Ledger, images: Tensor) -> Centre:
-    """Run the images (N, ...) through the graph in float64, a chunk at a time, and keep only numbers per sample."""
+    """Run the images (N, ...) through the graph in float64, a chunk at a time, and keep only numbers per sample.
+
+    Raises Refusal for an image outside the box: its ball's part of the box need not hold the way to it.
+    """
+    box = next((step.bound.range for step in ledger.steps if step.rule == "input"), None)
+    if box is not None and len(images):
+        low, high = (float(end) for end in torch.aminmax(images))
+        if not box.holds(Interval.of(low, high)):
+            raise Refusal(f"a sample has entries in [{low:.6g}, {high:.6g}], outside the box {box} of the certificate")
     observer = _Observer(program, ledger)
 
     def one(image: Tensor) -> Tensor:
