@@ -23,6 +23,8 @@ from certkit.engine.readers.expansion import expansion
 from certkit.engine.readers.subgraph import MOVES, SAME, VIEWS, Found, Linear, linear_of
 from certkit.engine.reading import Graph, Reading
 
+aten = torch.ops.aten
+
 
 def read(node: Node, graph: Graph) -> Reading | None:
     """What the node's rule must know; where a pattern fits, the fused rule with the operators' bound as its last input."""
@@ -56,9 +58,21 @@ def parts(node: Node, graph: Graph) -> Found | None:
     return Found("linear-parts", [linear.x], {"places": places, "parts": sets}, evidence)
 
 
+PRODUCTS = (aten.matmul.default, aten.bmm.default)
+
+
 def _goes_on(user: Node, graph: Graph) -> bool:
-    """Whether a reader moves the entries on, so that they can be looked at there."""
-    return user.target in MOVES and (not isinstance(user.meta.get("val"), Tensor) or _cut_of(user, graph) is not None)
+    """Whether a reader moves the entries on, so that they can be looked at there, and not only to be multiplied.
+
+    Attention that is written out reads its keys before they are turned.
+    """
+    if user.target not in MOVES or _multiplied(user):
+        return False
+    return not isinstance(user.meta.get("val"), Tensor) or _cut_of(user, graph) is not None
+
+
+def _multiplied(node: Node) -> bool:
+    return any(user.target in PRODUCTS or (user.target in MOVES and _multiplied(user)) for user in node.users)
 
 
 Cut = tuple[Linear, list[list[Any]], list[int], NDArray[np.int64]]
