@@ -1,8 +1,8 @@
 """certkit: how much can a network's output move, how far can it be pushed, and do the two agree.
 
-``certkit.certify(module, ...)``, ``certkit.attack(module, ...)``, ``certkit.audit(...)``, ``certkit.report(...)``,
-``certkit.train(...)``, ``certkit.compare(...)`` and ``certkit.precision(...)`` are the jobs; each command of the same name is a thin
-caller. They are imported when first used: ``import certkit`` loads no torch.
+``certkit.certify(module, ...)``, ``certkit.attack(module, ...)``, ``certkit.audit(...)``, ``certkit.verify(...)``,
+``certkit.report(...)``, ``certkit.train(...)``, ``certkit.compare(...)`` and ``certkit.precision(...)`` are the jobs; each command
+of the same name is a thin caller. They are imported when first used: ``import certkit`` loads no torch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from certkit.reconcile import audit as audit
     from certkit.training.compare import compare as compare
     from certkit.training.train import train as train
+    from certkit.verification import verify as verify
 
 _JOBS = {
     "attack": "certkit.attacks",
@@ -27,8 +28,9 @@ _JOBS = {
     "precision": "certkit.engine.precision",
     "report": "certkit.reports",
     "train": "certkit.training.train",
+    "verify": "certkit.verification",
 }
-__all__ = ["__version__", "attack", "audit", "certify", "compare", "precision", "report", "train"]
+__all__ = ["__version__", "attack", "audit", "certify", "compare", "precision", "report", "train", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,7 @@ from certkit.data import Dataset
 from certkit.errors import CheckpointError, DataError, RuleViolation, Tampered
 from certkit.files import digest_file, load, save
 from certkit.records import Certificate
-from certkit.verify import Verification, verify
+from certkit.verification import Verification, verify
 from tests.networks import samples
 
 HALF = Up.of("0.5")

@@ -11,7 +11,7 @@ from certkit.commands import options
 
 if TYPE_CHECKING:
     from certkit.data import Dataset
-    from certkit.verify import Verification
+    from certkit.verification import Verification
 
 
 @click.command()
@@ -35,7 +35,7 @@ def verify(directory: Path, **given: Any) -> None:
     """
     from certkit.commands.loading import compare_runtime, load_model
     from certkit.proof import load_certificate
-    from certkit.verify import verify
+    from certkit.verification import verify
 
     model = subject = data = None
     reason = None
