@@ -52,13 +52,13 @@ def margins(logits: NDArray[np.float64], pair_error: float) -> NDArray[np.float6
 def radii(logits: NDArray[np.float64], pair_gain: NDArray[np.float64], pair_error: float) -> NDArray[np.float64]:
     """The largest radius found at which each sample's top class is proved to stay on top; 0 where none is proved.
 
-    Moving the input by r lowers logit i minus logit j by at most pair_gain[i, j] * r, so class i stays on top while
+    Moving the input by r lowers logit i minus logit j by at most pair_gain[i, j] * r (see ``gains_of``), so class i stays on top while
     lead - error > up(r * gain), strictly. The quotient is stepped down until that holds, so that a sample is certified at
     eps exactly when eps <= radius (rounding is monotone). Tsuzuku et al. 2018, arXiv 1802.04034; per pair as in Leino
     et al. 2021, arXiv 2102.08452.
     """
     slack = margins(logits, pair_error)
-    gains = pair_gain[logits.argmax(axis=1)]
+    gains = gains_of(pair_gain, logits)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         each = np.where(gains > 0, slack / gains, np.inf)
     found = np.where((slack > 0).all(axis=1), each.min(axis=1, initial=np.inf), 0.0)
@@ -67,6 +67,16 @@ def radii(logits: NDArray[np.float64], pair_gain: NDArray[np.float64], pair_erro
         rows = (found > 0) & ~_stays(found, slack, gains)
         found[rows] = np.nextafter(found[rows] * (1 - 2.0 ** (halving - 53)), 0.0)
     return np.asarray(found)
+
+
+def gains_of(pair_gain: NDArray[np.float64], logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Per sample (N, classes) the slope of its top logit minus each other; a 1 by 1 matrix is one number for all pairs."""
+    top = logits.argmax(axis=1)
+    if pair_gain.shape != (1, 1):
+        return np.asarray(pair_gain[top])
+    gains = np.full(logits.shape, pair_gain[0, 0])
+    gains[np.arange(len(logits)), top] = 0.0
+    return gains
 
 
 def _stays(radius: NDArray[np.float64], slack: NDArray[np.float64], gains: NDArray[np.float64]) -> NDArray[np.bool_]:

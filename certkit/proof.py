@@ -58,7 +58,8 @@ def load_certificate(directory: Path) -> tuple[Certificate, Certified, Ledger]:
         raise Tampered(f"{certificate.table.name}: was changed after it was written (sha256 differs); certify again")
     table = read(file)
     gain = np.array(certificate.pair_gain)
-    if table.logits.shape != (certificate.data.count, len(gain)):
+    classes = len(certificate.data.classes)
+    if table.logits.shape != (certificate.data.count, classes) or len(gain) not in (1, classes):
         raise Tampered(f"{certificate.table.name}: holds other samples than certificate.json names; certify again")
     derived = certify_rows(table.index, table.label, table.logits, gain, certificate.pair_error)
     for column in ("predicted", "correct", "margin", "global_radius"):

@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from certkit.bounds.ledger import Ledger, checked, from_json, main, to_json
+from certkit.bounds.bound import Bound, Reach
+from certkit.bounds.ledger import MAX_PAIRED_CLASSES, Ledger, checked, from_json, main, pair_gain, pair_gains, to_json
 from certkit.bounds.number import Up
+from certkit.certified import radii
 from certkit.errors import CertkitError, RecordError, RuleViolation
 from tests.modules import Net, maxmin, prove
 
@@ -260,3 +263,20 @@ def test_a_network_at_ten_to_the_400_stays_finite_and_checks() -> None:
     assert checked(json.loads(json.dumps(value))) == proof.ledger
     gain = proof.ledger.pairs.gain[0][1]
     assert Up.of("1.4142E+400") <= gain <= Up.of("1.4143E+400")
+
+
+def test_many_classes_share_one_gain_and_few_do_not() -> None:
+    """A number for each of 50,257 x 50,257 pairs would outgrow every file."""
+    reach = Reach(Up.of(3), Up.of(2), Up.of("1E-9"))
+    for classes, shape in ((MAX_PAIRED_CLASSES, MAX_PAIRED_CLASSES), (MAX_PAIRED_CLASSES + 1, 1)):
+        logits = Bound((1, classes), {frozenset({1}): reach})
+        gain, error = pair_gains(logits, logits, None, None)
+        assert {len(gain), *map(len, gain)} == {shape}
+        assert gain[0][-1] == pair_gain(logits)
+        table = np.array([[number.to_float() for number in row] for row in gain])
+        centre = np.zeros((2, classes))
+        centre[[0, 1], [0, classes - 1]] = 1.0
+        found = radii(centre, table, error.to_float())
+        assert (0 < found).all()
+        assert (found <= 1.0 / gain[0][-1].to_float()).all()
+        assert found[0] == found[1]

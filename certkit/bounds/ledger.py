@@ -24,6 +24,7 @@ from certkit.errors import CertkitError, RecordError, RuleViolation, one_line
 
 MAX_TEXT = 64  # no honest number of DIGITS digits is longer
 MAX_AXES = 16
+MAX_PAIRED_CLASSES = 100  # beyond, a matrix with a number per pair of classes would outgrow the certificate
 TWO = Up.of(2)
 SQRT_2 = TWO.sqrt()
 
@@ -102,7 +103,8 @@ Matrix = tuple[tuple[Up, ...], ...]
 def pair_gains(read: Bound, logits: Bound, l2: Matrix | None, l1: Matrix | None) -> tuple[Matrix, Up]:
     """Upper bounds of the slope of each logit difference, and of its float64 error at a centre (the same for all pairs).
 
-    See ``Pairs`` for the reason. Raises RecordError unless the output holds one logit per class.
+    See ``Pairs`` for the reason. More classes than MAX_PAIRED_CLASSES share one number, a matrix of 1 by 1. Raises
+    RecordError unless the output holds one logit per class.
     """
     if len(logits.shape) != 2 or logits.shape[1] < 1:
         raise RecordError(f"the output must be one logit per class, shape (1, classes), got {logits.shape}")
@@ -111,8 +113,9 @@ def pair_gains(read: Bound, logits: Bound, l2: Matrix | None, l1: Matrix | None)
         if matrix is not None and (len(matrix) != classes or any(len(row) != classes for row in matrix)):
             raise RecordError(f"the pair norms must form a {classes} x {classes} matrix")
     if l2 is None or l1 is None:
-        factor = pair_gain(read)
-        gain = tuple(tuple(ZERO if i == j else factor for j in range(classes)) for i in range(classes))
+        factor, few = pair_gain(read), classes <= MAX_PAIRED_CLASSES
+        square = tuple(tuple(ZERO if i == j else factor for j in range(classes)) for i in range(classes if few else 0))
+        gain = square or ((factor,),)
     else:
         gain = tuple(
             tuple(ZERO if i == j else pair_gain(read, l2[i][j], l1[i][j]) for j in range(classes))

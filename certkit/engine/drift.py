@@ -28,12 +28,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from certkit.bounds.bound import Axes, Bound, Reach, bound
-from certkit.bounds.ledger import Ledger, Matrix
+from certkit.bounds.ledger import MAX_PAIRED_CLASSES, Ledger, Matrix
 from certkit.bounds.number import ZERO, Up, least, most
 from certkit.bounds.softmax import softmax_mass
 from certkit.bounds.spectral import euclidean, largest, row_differences, up
 from certkit.engine.direct import CONVOLUTIONS
-from certkit.engine.interpret import MAX_PAIRED_CLASSES
 from certkit.engine.program import Program, module_path, operator_name
 from certkit.engine.readers import argument, curves, table
 from certkit.engine.readers.attention import attention_mask

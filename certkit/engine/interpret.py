@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 from torch.fx import Node
 
-from certkit.bounds.ledger import Ledger, Matrix, Pairs, pair_gains
+from certkit.bounds.ledger import MAX_PAIRED_CLASSES, Ledger, Matrix, Pairs, pair_gains
 from certkit.bounds.number import Up
 from certkit.bounds.spectral import absolute_sums, largest, row_differences, up
 from certkit.engine.execute import aten
@@ -17,8 +17,6 @@ from certkit.engine.program import Program, check_value
 from certkit.engine.readers import argument, read
 from certkit.engine.reading import Graph, Reading, array
 from certkit.errors import RecordError, Refusal
-
-MAX_PAIRED_CLASSES = 100  # beyond, a matrix of pair norms would outgrow the certificate
 
 
 @dataclass(slots=True)

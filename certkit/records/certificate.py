@@ -97,7 +97,7 @@ class Certificate(Record):
     """Everything that was proved of one network on one input domain, with the ledger that proves it.
 
     ``ledger`` is read by ``certkit.bounds.ledger`` with the standard library alone. ``pair_gain[i][j]`` bounds how fast
-    logit i minus logit j can fall, per unit of ``threat.norm``; ``pair_error`` bounds the float64 error of that
+    logit i minus logit j can fall, per unit of ``threat.norm`` (one number for all pairs where it is 1 by 1); ``pair_error`` bounds the float64 error of that
     difference at a centre. ``table`` holds one row per sample with logits, margin and certified radii: the better of what
     follows from the ledger (``without_local``) and of what was proved on the sample's own ball, which no ledger holds and
     ``certkit verify`` proves again. ``execution_ledger`` is the same proof in the arithmetic of the deployed program.

@@ -11,7 +11,7 @@ from torch import Tensor
 from certkit.bounds.bound import Bound
 from certkit.bounds.ledger import Ledger, pair_gain
 from certkit.bounds.number import Up
-from certkit.certified import margins, radii
+from certkit.certified import gains_of, margins, radii
 from certkit.engine.local.centre import Centre, measure
 from certkit.engine.local.numbers import Floats, Ups, as_up
 from certkit.engine.local.walk import Balls, Known, executed, ready, selected, walk
@@ -133,7 +133,7 @@ class _Search:
         if self.deployed is not None:
             error = error + self.deployed.pairs.error
         radius = radii(self.logits, gain, float(error.value))
-        return LocalRadii(radius, gain[self.top], np.full(len(self.top), float(error.value)))
+        return LocalRadii(radius, gains_of(gain, self.logits), np.full(len(self.top), float(error.value)))
 
 
 def _rows(matrix: tuple[tuple[Up, ...], ...], top: NDArray[np.int64]) -> Ups:
