@@ -52,6 +52,7 @@ class Share:
 class Findings:
     """Everything that the templates need and the record does not say in so many words.
 
+    ``every`` sample has its row, in the order of the record; ``rows`` are those that stand on the page without a script.
     ``worse``: at some radius the attacks left less standing than is proved. ``cut``: without attention the network is
     constant. ``absent``: why a figure is missing, should it be. ``from_python``: no command has this campaign's block.
     """
@@ -61,6 +62,7 @@ class Findings:
     headline: int | None
     shares: tuple[Share, ...]
     broken: int
+    every: tuple[Row, ...]
     rows: tuple[Row, ...]
     omitted: int
     decimals: dict[str, int | None]
@@ -87,6 +89,7 @@ class Findings:
             headline=middle,
             shares=shares(audit, middle),
             broken=sum(sample.distance is not None for sample in audit.samples),
+            every=tuple(every),
             rows=tuple(shown),
             omitted=len(every) - len(shown),
             decimals={

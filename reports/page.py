@@ -25,8 +25,9 @@ from certkit.files import load, write_atomic
 from certkit.records import Audit
 
 from . import figures
+from .columns import block, column, missing
 from .findings import NORMS, Findings
-from .rounding import Direction, Number, fixed, percent, significant
+from .rounding import Direction, Number, percent, significant
 from .standards import mappings
 
 LONGEST = 2_000  # characters of one value; a record may hold more, a page need not
@@ -75,11 +76,11 @@ SECTIONS = (
 
 def render(audit: Audit) -> str:
     """The page as HTML text: a pure function of the audit, byte for byte."""
-    environment = templates()
+    environment, found = templates(), Findings.of(audit)
     style, script = (source_of(environment, name) for name in ("report.css", "report.js"))
     return environment.get_template("report.html.j2").render(
         audit=audit,
-        found=Findings.of(audit),
+        found=found,
         sections=[part for part in SECTIONS if part.id != "contradictions" or audit.contradictions],
         standings=STANDINGS,
         ablations=ABLATIONS,
@@ -90,7 +91,8 @@ def render(audit: Audit) -> str:
         policy=policy(style, script),
         style=inlined(style),
         script=inlined(script),
-        record=inlined(embedded(audit)),
+        record=inlined(embedded(audit.model_dump(mode="json", exclude={"samples"}))),
+        samples=inlined(embedded(block(audit, found))),
     )
 
 
@@ -115,9 +117,9 @@ def policy(style: str, script: str) -> str:
     )
 
 
-def embedded(audit: Audit) -> str:
-    """The audit as JSON that is safe inside a script element: no character in it can end the element or open another."""
-    text = json.dumps(audit.model_dump(mode="json"), sort_keys=True, allow_nan=False, separators=(",", ":"))
+def embedded(value: Any) -> str:
+    """A value as JSON that is safe inside a script element: no character in it can end the element or open another."""
+    text = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -145,7 +147,8 @@ def templates() -> Environment:
     )
     environment.filters.update(
         outward=_outward,
-        column=_column,
+        column=column,
+        missing=lambda row, audit: missing(audit, row),
         percent=percent,
         ratio=_ratio,
         grouped=_grouped,
@@ -181,10 +184,6 @@ def _outward(value: Number, direction: Direction, digits: int = 3) -> str:
         return significant(value, direction, digits)
     except (ValueError, ArithmeticError):
         return str(value)
-
-
-def _column(value: float, direction: Direction, decimals: int | None) -> str:
-    return significant(value, direction) if decimals is None else fixed(value, direction, decimals)
 
 
 def _ratio(part: int, whole: int, direction: Direction) -> str:

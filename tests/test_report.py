@@ -6,14 +6,16 @@ import base64
 import hashlib
 import html
 import json
+import math
 import os
 import re
+import struct
 import subprocess
 import sys
 from decimal import Decimal
 from importlib.resources import files
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from click.testing import CliRunner
@@ -27,7 +29,7 @@ from certkit.reports.figures import curve, stairs
 from certkit.reports.findings import Findings
 from certkit.reports.page import SECTIONS
 from certkit.reports.standards import mappings
-from tests.audits import audit_with, example_audit, page_of, point, rate
+from tests.audits import audit_with, example_audit, page_of, point, rate, with_float_gaps
 from tests.hostile import PAYLOADS, at, poisoned
 from tests.pages import Page
 
@@ -125,12 +127,37 @@ def test_no_string_of_a_record_becomes_markup(payload: str) -> None:
     assert all(c == "\n" or c.isprintable() for c in html), "control or direction characters stand in the page"
 
 
+def embedded(page: str) -> dict[str, Any]:
+    """The audit that a page holds: the record beside the columns of its samples, read as the script reads them."""
+    record, block = (
+        json.loads(re.search(rf'<script type="application/json" id="{name}">([^<]*)</script>', page)[1])  # type: ignore[index]
+        for name in ("audit", "all-samples")
+    )
+    floats = (
+        [None if math.isnan(x) else x for (x,) in struct.iter_unpack("<d", base64.b64decode(block[name]))]
+        for name in ("margin", "radius", "distance")
+    )
+    attacks = [None if at < 0 else block["attacks"][at] for at in block["attack"]]
+    keys = ("index", "label", "predicted", "margin", "radius", "distance", "attack")
+    columns = (block["index"], block["label"], block["predicted"], *floats, attacks)
+    return record | {"samples": [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]}
+
+
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS.keys())
 def test_the_embedded_record_reads_back_as_the_audit(payload: str) -> None:
     audit, _ = poisoned(payload)
-    block = re.search(r'<script type="application/json" id="audit">([^<]*)</script>', render(audit))
-    assert block
-    assert Audit.model_validate_json(block[1]) == audit
+    assert Audit.model_validate(embedded(render(audit))) == audit
+
+
+@EVERY_VERDICT
+def test_every_number_of_every_sample_stands_in_the_page_bit_for_bit(verdict: Verdict) -> None:
+    audit = example_audit(60, verdict)
+    assert embedded(render(audit)) == json.loads(canonical(audit))
+
+
+def test_a_sample_that_the_program_gets_wrong_unchanged_is_embedded_as_recorded() -> None:
+    audit = with_float_gaps(example_audit(40), (3, 7))
+    assert Audit.model_validate(embedded(render(audit))) == audit
 
 
 def test_the_policy_names_exactly_the_style_and_the_script_of_the_page() -> None:
@@ -245,8 +272,9 @@ def test_making_a_report_loads_no_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, check=True)
 
 
-def test_two_thousand_samples_fit_in_one_and_a_half_megabytes() -> None:
-    assert len(render(example_audit(2_000)).encode()) < 1.5e6
+@pytest.mark.parametrize(("samples", "megabytes"), [(2_000, 1.7), (10_000, 1.6)])
+def test_a_page_of_many_samples_stays_small(samples: int, megabytes: float) -> None:
+    assert len(render(example_audit(samples)).encode()) < 1e6 * megabytes
 
 
 def test_a_figure_of_many_samples_is_no_larger_than_one_of_few() -> None:
