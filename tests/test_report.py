@@ -199,13 +199,18 @@ def test_every_section_has_its_template_and_every_template_its_use() -> None:
         "report.html.j2",
         "show.html.j2",
         "comparison.html.j2",
+        "sides.html.j2",
     } == set(TEMPLATES)
 
 
 def test_markup_is_vouched_for_in_one_module_only() -> None:
     modules = {path.name: path.read_text() for path in files("certkit.reports").iterdir() if path.name.endswith(".py")}
     assert [name for name, text in modules.items() if "Markup" in text] == ["page.py"]
-    assert {name for name, text in modules.items() if "inlined" in text} == {"page.py", "comparison.py"}
+    assert {name for name, text in modules.items() if "inlined" in text} == {
+        "page.py",
+        "comparison.py",
+        "sides_page.py",
+    }
 
 
 @EVERY_VERDICT
