@@ -54,8 +54,11 @@ def smooth_size(x: Tensor) -> Tensor:
 
 
 def steady(x: Tensor) -> Tensor:
-    """x, with a gain a little above 1: torch's float64 derivative of hardsigmoid holds 1/6 as a float32, 3e-8 too much."""
-    return x * (1 + 1e-7) - x * 1e-7
+    """x, with a gain a little above 1: torch's float64 derivative of hardsigmoid holds 1/6 as a float32, 3e-8 too much.
+
+    The larger of x and x hides that the terms are of one value, whose sum would be known to be x.
+    """
+    return x * (1 + 1e-7) - torch.maximum(x, x) * 1e-7
 
 
 def hardsigmoid(x: Tensor) -> Tensor:

@@ -354,8 +354,8 @@ REFUSED: dict[str, tuple[Callable[[], tuple[nn.Module, Sequence[int]]], str]] = 
         "the model: a softmax over the batch axis has no rule",
     ),
     "softmax in another precision": (
-        lambda: small(lambda x: torch.softmax(x, 1, dtype=torch.float32)),
-        "the model: aten.softmax.int with another precision (torch.float32) has no rule; leave dtype out",
+        lambda: small(lambda x: torch.softmax(x, 1, dtype=torch.float64)),
+        "the model: aten.softmax.int with another precision (torch.float64) has no rule; leave dtype out",
     ),
     "softmax of nothing": (
         lambda: small(lambda x: torch.softmax(x.masked_fill(torch.tensor([True, True]), -math.inf), 1)),
