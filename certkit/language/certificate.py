@@ -1,0 +1,250 @@
+"""What is proved of every position of a text when the embeddings of its tokens move.
+
+Shape suffixes: N contexts, T tokens, V vocabulary, R radii that are tried.
+
+The graph that is bounded answers one position; of it the value that the head reads, one vector per token, is followed to the
+end. On the ball of radius r around a context its bound ``moved`` holds for the vector of every token, so that one pass over
+the graph proves something of all positions: logit i minus logit j at any of them is a linear function of that one vector,
+and moves by at most |W_i - W_j| moved. Attention of later tokens does not reach back, and earlier positions need no proof
+of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from certkit.bounds.ledger import MAX_PAIRED_CLASSES, Ledger, Matrix
+from certkit.engine.execute import centres
+from certkit.engine.interpret import Interpreter
+from certkit.engine.local.centre import Centre, Shares, measure
+from certkit.engine.local.numbers import Floats, Intervals, Ups
+from certkit.engine.local.walk import ready, walk
+from certkit.engine.program import Program, export
+from certkit.errors import ConfigError, Refusal
+from certkit.language.threat import Domain, domain
+from certkit.models.gpt import AtEmbeddings, LanguageModel
+
+PIECE = 8  # contexts executed at once: memory grows with this, time hardly falls
+STEPS = 32  # radii that are tried below the largest, each a fixed share of the next
+SPAN = 2.0**-10  # the smallest of them, as a share of the largest
+
+
+class Everywhere(nn.Module):
+    """Embeddings (B, T, D) -> the logits (B, T, V) of all positions: the executed counterpart of ``AtEmbeddings``."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.model.from_embeddings(x_BTD)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bounded:
+    """A language model's bounds over all token sequences of one length, on a domain of embeddings.
+
+    ``everywhere`` is the ledger for every token moving by the radius, ``jointly`` for all tokens together moving by it in
+    l2. ``source`` names the value that the head reads, ``pairs`` are |W_i - W_j|, its factors included, rounded up.
+    """
+
+    program: Program
+    whole: Program
+    domain: Domain
+    everywhere: Ledger
+    jointly: Ledger
+    source: str
+    pairs: Floats
+
+    @property
+    def error(self) -> float:
+        """How far a difference of two float64 logits may be from the exact one, at any position of any text."""
+        return self.everywhere.pairs.error.to_float()
+
+
+def bounded(model: LanguageModel, context: int, reach: float) -> Bounded:
+    """Bounds for texts of ``context`` tokens whose embeddings move by at most ``reach``.
+
+    Raises Refusal for a model without a plain linear head after its last block, or of more than 100 tokens.
+    """
+    if not 1 <= context <= model.context:
+        raise ConfigError(f"context must be 1 to {model.context}, got {context}")
+    table_VD = model.embed.weight
+    assert isinstance(table_VD, Tensor)
+    found = domain(table_VD, reach)
+    shape = (context, table_VD.shape[1])
+    program = export(AtEmbeddings(model).eval(), shape)
+    interpret = Interpreter(program)
+    everywhere, jointly = (interpret(norm, found.box, token_size=found.longest) for norm in ("token", "l2"))
+    read = next(step for step in everywhere.steps if step.node == everywhere.pairs.node)
+    if everywhere.pairs.l2 is None or read.rule != "part":
+        raise Refusal(
+            f"the logits of this model are not one linear map of each token, or of more than {MAX_PAIRED_CLASSES} tokens "
+            f"({len(everywhere.pairs.gain)}); expected a character model such as gpt"
+        )
+    return Bounded(
+        program=program,
+        whole=export(Everywhere(model).eval(), shape),
+        domain=found,
+        everywhere=everywhere,
+        jointly=jointly,
+        source=read.inputs[0],
+        pairs=_floats(everywhere.pairs.l2),
+    )
+
+
+def _floats(matrix: Matrix) -> Floats:
+    return np.array([[number.to_float() for number in row] for row in matrix])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Proof:
+    """What is proved of each position of each context.
+
+    logits      (N, T, V) in float64, at the contexts themselves
+    room        (N, T): as long as what the head reads moves by less, in l2, the predicted token stays; 0 where it is wrong
+                about nothing: a tie
+    radii       (R,) ascending, those that were tried
+    everywhere  (R, N): how far what the head reads may move, at any position, when every token moves by at most the radius
+    jointly     (R, N): the same when all tokens together move by at most the radius in l2
+    """
+
+    logits: Floats
+    room: Floats
+    radii: Floats
+    everywhere: Floats
+    jointly: Floats
+    pairs: Floats
+    error: float
+
+    def radius(self, moved: Floats) -> Floats:
+        """The largest tried radius (N, T) at which each position's predicted token is proved to stay on top; 0 for none."""
+        found = np.zeros(self.room.shape)
+        for radius, reached in zip(self.radii, moved, strict=True):
+            found = np.where(reached[:, None] < self.room, radius, found)
+        return found
+
+    def change(self, y_NT: NDArray[np.int64], moved: Floats) -> Floats:
+        """How far the log-probability of each true token can change, (N, T), for ``moved`` (N,) at one radius.
+
+        log p_y = -log sum_j exp(-(z_y - z_j)). Each difference z_y - z_j moves by at most M = max_j |W_y - W_j| moved, and
+        log sum exp is monotone and moves by c when all its arguments do: it moves by at most M. Rounded up.
+        """
+        return np.asarray(np.nextafter(self.pairs.max(axis=1)[y_NT] * moved[:, None], np.inf))
+
+    def loss(self, y_NT: NDArray[np.int64], moved: Floats) -> Floats:
+        """An upper bound (N, T) of the cross-entropy of each true token, in nats, anywhere on the ball.
+
+        -log p_y = log sum_j exp(z_j - z_y), which increases in each difference: and z_j - z_y is at most its value at the
+        centre, the error of computing it, and |W_y - W_j| moved. Computing it in float64 from arguments a_j loses less than
+        (V + 64) 2^-52 (1 + max|a| + log V): differences to the largest, V exponentials, their sum and one logarithm, each
+        relative to numbers no larger than that.
+        """
+        labels = y_NT[..., None]
+        true = np.take_along_axis(self.logits, labels, axis=-1)
+        reached = np.nextafter(self.pairs[y_NT] * moved[:, None, None], np.inf)
+        other = np.arange(self.logits.shape[-1]) != labels
+        a = np.nextafter((self.logits - true) + np.where(other, self.error + reached, 0.0), np.inf)
+        top = a.max(axis=-1, keepdims=True)
+        value = top[..., 0] + np.log(np.exp(a - top).sum(axis=-1))
+        count = a.shape[-1]
+        slack = (count + 64) * 2.0**-52 * (1.0 + np.abs(a).max(axis=-1) + np.log(count))
+        return np.asarray(value + slack)
+
+
+def proof(given: Bounded, embedded_NTD: Tensor, radii: Sequence[float], *, piece: int = PIECE) -> Proof:
+    """What is proved of every position of these contexts at these radii, none above the reach of ``given``.
+
+    Contexts are executed ``piece`` at a time, and only numbers per context are kept of what lies between the embeddings
+    and the logits. Balls grow from one radius to the next, and what a larger one proves of the movement holds on the
+    smaller.
+    """
+    tried = np.unique(np.asarray([0.0, *radii]))
+    if tried[0] < 0 or tried[-1] > given.domain.reach:
+        raise ConfigError(f"radii must be between 0 and {given.domain.reach}, the reach of the bounds")
+    parts = torch.split(embedded_NTD, piece)
+    logits = np.concatenate([centres(given.whole, part).numpy() for part in parts])
+    if not np.isfinite(logits).all():
+        raise Refusal("the model's logits are NaN or infinite on some contexts; nothing can be certified there")
+    seen = joined([measure(given.program, given.everywhere, part) for part in parts])
+    moved = [_moved(given, ledger, seen, tried, len(embedded_NTD)) for ledger in (given.everywhere, given.jointly)]
+    return Proof(
+        logits=logits,
+        room=room(logits, given.pairs, given.error),
+        radii=tried[1:],
+        everywhere=moved[0],
+        jointly=moved[1],
+        pairs=given.pairs,
+        error=given.error,
+    )
+
+
+def room(logits: Floats, pairs: Floats, error: float) -> Floats:
+    """How far (..., ) the vector that the head reads may move, in l2, before the top logit need not be the only one.
+
+    Logit i leads j by lead - error at least, and |W_i - W_j| d is what a move by d takes off: below (lead - error) /
+    |W_i - W_j| for all j it stays on top, strictly. Rounded down, 0 for a tie; where two rows of W are equal only the lead counts.
+    """
+    top = logits.argmax(axis=-1)
+    lead = np.nextafter(np.take_along_axis(logits, top[..., None], axis=-1) - logits, -np.inf)
+    slack = np.nextafter(lead - error, -np.inf)
+    slopes = pairs[top]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        each = np.where(slopes > 0, np.nextafter(slack / slopes, -np.inf), np.where(slack > 0, np.inf, 0.0))
+    np.put_along_axis(each, top[..., None], np.inf, axis=-1)
+    return np.asarray(np.maximum(each.min(axis=-1), 0.0))
+
+
+def _moved(given: Bounded, ledger: Ledger, seen: Centre, tried: Floats, count: int) -> Floats:
+    """Per radius but the first, 0, and context: how far any token of what the head reads moves; never falling with the radius."""
+    steps, inner, found = ready(ledger), None, []
+    with np.errstate(all="ignore"):
+        for radius in tried:
+            inner = walk(steps, seen, Ups(np.full(count, radius)), inner)
+            bound = inner.moved[given.source]
+            size = bound.within(frozenset({len(bound.shape) - 1})).size
+            found.append(np.broadcast_to(Ups.of(size).value, count))
+    largest_first = np.minimum.accumulate(np.array(found[1:])[::-1], axis=0)
+    return np.asarray(largest_first[::-1])
+
+
+def joined(parts: Sequence[Centre]) -> Centre:
+    """The numbers of several runs of one program side by side, as one run of all samples gives them."""
+
+    def line(numbers: Sequence[Ups]) -> Ups:
+        return Ups(np.concatenate([number.value for number in numbers]))
+
+    first, found = parts[0], Centre()
+    for name, norms in first.norms.items():
+        found.norms[name] = {axes: line([part.norms[name][axes] for part in parts]) for axes in norms}
+    for name in first.ranges:
+        low, high = (np.concatenate([getattr(part.ranges[name], end) for part in parts]) for end in ("low", "high"))
+        found.ranges[name] = Intervals(low, high)
+    for name in first.lengths:
+        found.lengths[name] = np.concatenate([part.lengths[name] for part in parts])
+    for name, shares in first.shares.items():
+        every = [part.shares[name] for part in parts]
+        found.shares[name] = Shares(
+            column_sum=line([one.column_sum for one in every]),
+            rest=line([one.rest for one in every]),
+            top=line([one.top for one in every]),
+            rows=shares.rows,
+            spreads=tuple(
+                (line([one.spreads[n][0] for one in every]), line([one.spreads[n][1] for one in every]))
+                for n in range(len(shares.spreads))
+            ),
+        )
+    return found
+
+
+def ladder(eps: Sequence[float], *, steps: int = STEPS) -> tuple[float, ...]:
+    """Radii to try: those that were asked for, and below the largest a scale of equal ratios, for the radius of a position."""
+    largest = max(eps)
+    scale = largest * SPAN ** (np.arange(steps) / steps)
+    return tuple(float(radius) for radius in np.unique([*scale, *eps]))
