@@ -282,6 +282,10 @@ WEIGHTED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         (3, 2),
     ),
     "attention written out": (lambda: Parametric(attends, q=(2, 2), k=(2, 2), v=(2, 2), position=(3, 3)), (3, 2)),
+    "weights of learned scores alone": (
+        lambda: Parametric(lambda n, x: torch.softmax(2 * x + n.m, -1) @ x, m=(3, 3)),
+        (3, 3),
+    ),
     "softmax with a learned shift": (lambda: Parametric(lambda n, x: torch.softmax(x + n.b, 1), b=(3,)), (3,)),
     "learned Swish": (lambda: Parametric(lambda n, x: x * torch.sigmoid(n.beta * x), beta=()), (3,)),
     "clamped to weights": (lambda: Parametric(lambda n, x: torch.clamp(x, -n.w.abs(), n.w.abs()), w=(3,)), (3,)),

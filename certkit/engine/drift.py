@@ -173,6 +173,10 @@ class _Twins(Graph):
         self.step(reading.rule, node, reading.inputs, reading.attributes, reading.evidence)
         entered = self.steps[begun:]
         read_here = {name for step in entered for name in step.inputs} - {step.node for step in entered}
+        if reading.rule == "mixture":
+            read_here -= {
+                reading.inputs[0]
+            }  # the rule looks past the weights, at the scores that they are a softmax of
         moved = self._between(node, read_here) & self.changed.keys() - self._settled
         if node.name not in self.twin:
             raise Refusal(f"{module_path(node)}: rounding changes how {operator_name(node)} is read; that has no bound")
@@ -214,7 +218,7 @@ class _Twins(Graph):
         """Bounds of values that add up to what the changed constants add to the node's value."""
         here: Any = node.args[0] if node.target is operator.getitem else node
         target = here.target
-        if reading.rule in ("attention", "softmax") and moved <= self._masks(node, reading.rule):
+        if reading.rule in ("attention", "mixture", "softmax") and moved <= self._masks(node, reading.rule):
             return [self._reweighted(node, reading)]
         if target is aten.prelu.default:
             # the entries below 0, each times the change of its slope
@@ -304,12 +308,16 @@ class _Twins(Graph):
         rows = along(keep.numpy(), axis, scores)
         parts = difference(old, torch.where(keep, new, 0.0))
         m = total(Up.of(_half_spread(along(array(part), axis, scores), rows)) for part in parts)
-        reached = Up.of(reading.evidence["score"]) + m
+        if rule == "mixture":
+            values, score = reading.inputs[1], self.bounds[reading.inputs[2]].within(frozenset()).size
+        else:
+            values, score = reading.inputs[-1], Up.of(reading.evidence["score"])
+        reached = score + m
         _, rest = softmax_mass(along(array(old), axis, scores), rows, reached.to_float())
         moved = least(m, m * Up.of(rest) * 4)
-        if rule == "attention":
+        if rule != "softmax":
             token = frozenset({len(shape) - 1})
-            mixed = self.bounds[reading.inputs[2]].within(token).size
+            mixed = self.bounds[values].within(token).size
             return Bound(shape, {token: Reach(moved * mixed, ZERO, ZERO)})
         return Bound(shape, {frozenset({axis}): Reach(moved, ZERO, ZERO), frozenset(): Reach(moved / 2, ZERO, ZERO)})
 
