@@ -88,6 +88,14 @@ class Dataset:
         names = tuple(map(str, range(int(targets.max()) + 1))) if classes is None else tuple(map(str, classes))
         return _dataset(name, split, pixels, targets, torch.arange(len(targets)), names)
 
+    def first(self, count: int) -> Dataset:
+        """The first so many samples as a data set of their own, with its own digest; this one where it has no more."""
+        if count >= len(self.labels):
+            return self
+        record = self.record
+        parts = self.images[:count], self.labels[:count], self.indices[:count]
+        return _dataset(record.name, record.split, *parts, record.classes)
+
 
 def load(name: str = "digits", split: str = "test", *, limit: int | None = None) -> Dataset:
     """The samples of a split, or its first ``limit``.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import time
-from decimal import ROUND_CEILING, Context
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from certkit.bounds.ledger import Ledger, Step
 from certkit.bounds.rules import why
 from certkit.campaign import CLEAN, Campaign, load_campaign
 from certkit.certified import Certified
+from certkit.crosscheck.view import NAME, load_crosscheck, too_steep, view
 from certkit.errors import RecordError
 from certkit.files import digest, digest_file, save, write_atomic
 from certkit.machine import provenance
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 SHOWN = Context(prec=6, rounding=ROUND_CEILING)
+SHOWN_DOWN = Context(prec=6, rounding=ROUND_FLOOR)
 
 
 def audit(directory: Path, *, model: nn.Module | None = None, subject: Subject | None = None) -> Audit:
@@ -65,8 +67,10 @@ def audit(directory: Path, *, model: nn.Module | None = None, subject: Subject |
     if model is not None:
         _same_model(certificate, model, subject)
     contradictions = () if campaign is None else _contradictions(directory, certificate, table, campaign, model)
-    verdict, reason = _verdict(contradictions, campaign)
+    cross = load_crosscheck(directory, certificate, table)
+    verdict, reason = _verdict(contradictions, campaign, () if cross is None else too_steep(cross, ledger))
     found = _distances(campaign, len(table.label))
+    slopes = {} if cross is None else {one.node: one.slope for one in cross.slopes}
     radius = np.where(table.correct, table.radius, 0.0)
     known = found[np.isfinite(found)]
     total = len(table.label)
@@ -107,15 +111,21 @@ def audit(directory: Path, *, model: nn.Module | None = None, subject: Subject |
             )
             for i in range(total)
         ),
-        ledger=tuple(_row(step, certificate.threat.norm) for step in ledger.steps),
+        ledger=tuple(_row(step, certificate.threat.norm, slopes.get(step.node)) for step in ledger.steps),
         attention=certificate.attention,
+        crosscheck=None if cross is None else view(cross, certificate, table, found),
         checks=(*(campaign.checks if campaign else ()), *_own_checks(contradictions, campaign, radius, found)),
         assumptions=certificate.assumptions,
         limits=_limits(certificate, campaign),
         files=_files(directory, certificate, campaign),
         environment=certificate.environment,
         provenance=provenance(started).model_copy(
-            update={"files": (File(name="certificate.json", sha256=digest_file(directory / "certificate.json")),)}
+            update={
+                "files": tuple(
+                    File(name=name, sha256=digest_file(directory / name))
+                    for name in ("certificate.json", *(() if cross is None else (NAME,)))
+                )
+            }
         ),
     )
     save(record, directory / "audit.json")
@@ -262,7 +272,13 @@ def reference(certificate: Certificate, model: nn.Module, images: NDArray[np.flo
     return logits
 
 
-def _verdict(contradictions: tuple[Contradiction, ...], campaign: Campaign | None) -> tuple[Verdict, str]:
+def _verdict(
+    contradictions: tuple[Contradiction, ...], campaign: Campaign | None, too_steep: tuple[str, ...]
+) -> tuple[Verdict, str]:
+    if too_steep:
+        return "REFUTED", (
+            f"a slope was attained at {too_steep[0]} that the ledger's gain forbids: the certificate is wrong"
+        )
     if refuting := [c for c in contradictions if c.refutes == "exact arithmetic"]:
         return "REFUTED", (
             f"{len(refuting)} adversarial example{'s lie' if len(refuting) > 1 else ' lies'} inside a certified radius: "
@@ -305,7 +321,7 @@ def _lipschitz(ledger: Ledger) -> float | None:
     return gain if np.isfinite(gain) else None
 
 
-def _row(step: Step, norm: str) -> LedgerRow:
+def _row(step: Step, norm: str, slope: float | None) -> LedgerRow:
     axes = step.bound.axes if norm == "l2" else frozenset[int]()
     reach = step.bound.within(axes)
     size, gain, error = (str(SHOWN.plus(number.value)) for number in (reach.size, reach.gain, reach.error))
@@ -319,6 +335,7 @@ def _row(step: Step, norm: str) -> LedgerRow:
         size=size,
         gain=gain,
         error=error,
+        attained=None if slope is None or axes != step.bound.axes else str(SHOWN_DOWN.create_decimal(slope)),
     )
 
 

@@ -66,6 +66,7 @@ SECTIONS = (
     Section("samples", "Samples"),
     Section("ledger", "Layer ledger"),
     Section("attention", "Attention"),
+    Section("crosscheck", "Cross-checks"),
     Section("campaign", "Campaign"),
     Section("checks", "Evaluation checks"),
     Section("scope", "Scope and limits"),
@@ -81,7 +82,11 @@ def render(audit: Audit) -> str:
     return environment.get_template("report.html.j2").render(
         audit=audit,
         found=found,
-        sections=[part for part in SECTIONS if part.id != "contradictions" or audit.contradictions],
+        sections=[
+            part
+            for part in SECTIONS
+            if (part.id != "contradictions" or audit.contradictions) and (part.id != "crosscheck" or audit.crosscheck)
+        ],
         standings=STANDINGS,
         ablations=ABLATIONS,
         norms=NORMS,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import beta
 
+from certkit.crosscheck.agreement import against, agreement
 from certkit.files import digest
 from certkit.records import (
     Ablation,
@@ -34,6 +35,7 @@ from certkit.records import (
     Verdict,
     WithoutLocal,
 )
+from certkit.records.crosscheck import Cost, CrossView, Method
 from certkit.reports import render
 
 EPS = ("0.1", "0.25", "0.5", "1.0")
@@ -201,9 +203,34 @@ def ledger() -> tuple[LedgerRow, ...]:
             size=f"{s:.18f}",
             gain=f"{g:.18f}",
             error=f"{(position + 1) * 3.141e-16:.18E}",
+            attained=None if position in (0, 3) else f"{0.8 * g:.6f}",
         )
         for position, (node, module, op, rule, why, norm, s, g) in enumerate(steps)
     )
+
+
+def crosscheck(rows: tuple[Sample, ...]) -> CrossView:
+    """IBP and CROWN-IBP on the first half of the samples; CROWN could not read the network."""
+    few = rows[: max(1, len(rows) // 2)]
+    radius = np.array([row.radius for row in few])
+    other = 0.7 * radius
+    nearest = np.array([np.nan if row.distance is None else row.distance for row in few])
+    return CrossView(
+        version="0.3",
+        message=None,
+        methods=(
+            Method(name="CROWN-IBP", message=None, bounds=(), radii=None, faults=()),
+            Method(name="CROWN", message="NotImplementedError: no CROWN for this operator", bounds=(), radii=None, faults=()),
+        ),
+        against=tuple(
+            against(eps, "CROWN-IBP", radius >= eps.value, other >= eps.value) for eps in map(Eps.of, EPS)
+        ),
+        agreement=agreement(
+            [row.index for row in few], certkit=radius, lirpa=other, attack=nearest, method="CROWN-IBP"
+        ),
+        smoothing=None,
+        costs=(Cost(method="CROWN-IBP", calls=4 * len(few), seconds=1.5, per_second=4 * len(few) / 1.5, peak_bytes=None),),
+    )  # fmt: skip
 
 
 def attention(rows: tuple[Sample, ...], *, decorative: bool) -> Attention:
@@ -382,6 +409,7 @@ def example_audit(n: int = 360, verdict: Verdict = "NOT REFUTED", *, decorative:
         samples=rows,
         ledger=ledger(),
         attention=attention(rows, decorative=decorative),
+        crosscheck=crosscheck(rows),
         checks=checks(control="fail" if verdict == "INCONCLUSIVE" else "pass") if attacked else (),
         assumptions=(
             "The exported program is the module: they agree on the evaluation set within the stated error.",

@@ -277,6 +277,6 @@ def test_many_classes_share_one_gain_and_few_do_not() -> None:
         centre = np.zeros((2, classes))
         centre[[0, 1], [0, classes - 1]] = 1.0
         found = radii(centre, table, error.to_float())
-        assert (0 < found).all()
+        assert (found > 0).all()
         assert (found <= 1.0 / gain[0][-1].to_float()).all()
         assert found[0] == found[1]

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @options.checkpoint
+@click.option(
+    "--crosscheck", is_flag=True, help="Ask independent methods as well; certkit crosscheck --help tells of them."
+)
 @options.together(
     *options.samples,
     *options.threat,
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     *options.machine,
     *options.result,
 )
-def audit(checkpoint: Path, **given: Any) -> None:
+def audit(checkpoint: Path, crosscheck: bool, **given: Any) -> None:
     """Certify CHECKPOINT, attack it, set the two side by side and write report.html.
 
     Exits with 4 when an adversarial example lies inside a certified radius, and with 3 when the campaign fails its own
@@ -43,6 +46,10 @@ def audit(checkpoint: Path, **given: Any) -> None:
     resumable(inputs, given)
     run_certify(inputs, **given)
     run_attack(inputs, **given)
+    if crosscheck:
+        from certkit.commands.crosscheck import DEFAULTS, run_crosscheck
+
+        run_crosscheck(inputs, **given, **DEFAULTS)
     finish(given["out"], inputs.model, inputs.subject, json=given["json"])
 
 

@@ -33,8 +33,8 @@ def demo(out: Path, threads: int | None, json: bool) -> None:
     checkpoint = out / "checkpoint"
     output.note("training the preset digits-vit")
     trained = certkit.train(config.preset("digits-vit"), out=checkpoint, threads=threads)
-    output.note(f"trained in {trained.provenance.seconds:.0f} s; certifying and attacking")
-    words = [str(checkpoint), "--eps", EPS, "--out", str(out / "audit")]
+    output.note(f"trained in {trained.provenance.seconds:.0f} s; certifying, attacking and cross-checking")
+    words = [str(checkpoint), "--eps", EPS, "--crosscheck", "--out", str(out / "audit")]
     words += ["--threads", str(threads)] if threads else []
     words += ["--json"] if json else []
     audit.main(words, standalone_mode=False)

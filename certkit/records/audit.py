@@ -22,6 +22,7 @@ from certkit.records.base import (
 )
 from certkit.records.campaign import CampaignSummary, Check
 from certkit.records.certificate import Attention, Execution, WithoutLocal
+from certkit.records.crosscheck import CrossView
 
 
 class Contradiction(Record):
@@ -63,7 +64,10 @@ class CurvePoint(Record):
 
 
 class LedgerRow(Record):
-    """One step of the ledger as people read it; numbers are decimal texts, rounded up, in the threat's norm."""
+    """One step of the ledger as people read it; numbers are decimal texts, rounded up, in the threat's norm.
+
+    ``attained`` is a slope that was really seen, rounded down, where the cross-check looked for one in that norm.
+    """
 
     node: str
     module: str
@@ -74,6 +78,7 @@ class LedgerRow(Record):
     size: str
     gain: str
     error: str
+    attained: str | None
 
 
 class Audit(Record):
@@ -101,6 +106,7 @@ class Audit(Record):
     samples: tuple[Sample, ...]
     ledger: tuple[LedgerRow, ...]
     attention: Attention | None
+    crosscheck: CrossView | None
     checks: tuple[Check, ...]
     assumptions: tuple[str, ...]
     limits: tuple[str, ...]

@@ -9,7 +9,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from certkit.records import Count, Data, Eps, Norm, Rate, Record, Subject
+from certkit.records.base import (
+    Count,
+    Data,
+    Environment,
+    Eps,
+    Norm,
+    Provenance,
+    Rate,
+    Record,
+    Sha256,
+    Subject,
+    Threat,
+)
 
 MethodName = Literal["IBP", "CROWN-IBP", "CROWN", "alpha-CROWN"]
 
@@ -230,3 +242,50 @@ class Against(Record):
     both: Count
     certkit_only: Count
     lirpa_only: Count
+
+
+class AttainedSlope(Record):
+    """How steep one operator's value was really seen to be, in l2 over the value: at most the ledger's gain of ``node``."""
+
+    node: str
+    slope: Annotated[float, Field(ge=0)]
+
+
+class Timed(Provenance):
+    """What differs between two identical runs: here also what each method took."""
+
+    costs: tuple[Cost, ...]
+
+
+class CrossCheck(Record):
+    """What independent methods say of a certified network, on the first ``samples`` of its data.
+
+    ``slopes`` start from ``starts`` of them. ``lirpa`` says for itself why it holds nothing; ``smoothing`` is None where
+    it was not asked for.
+    """
+
+    format: Literal[1] = 1
+    kind: Literal["certkit.crosscheck"] = "certkit.crosscheck"
+    subject: Subject
+    program_sha256: Sha256
+    data: Data
+    threat: Threat
+    samples: Count
+    starts: Count
+    slopes: tuple[AttainedSlope, ...]
+    lirpa: Lirpa
+    smoothing: SmoothingResult | None
+    environment: Environment
+    provenance: Timed
+
+
+class CrossView(Record):
+    """The cross-check beside the certificate, as the report shows it."""
+
+    version: str | None
+    message: str | None
+    methods: tuple[Method, ...]
+    against: tuple[Against, ...]
+    agreement: AgreementView
+    smoothing: SmoothingResult | None
+    costs: tuple[Cost, ...]

@@ -1,0 +1,144 @@
+"""The cross-check as a job: beside a certificate it is shown, against another one refused, and it can refute a ledger."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import certkit
+from certkit.cli import main
+from certkit.crosscheck import package
+from certkit.crosscheck.run import crosscheck
+from certkit.errors import ConfigError, RecordError
+from certkit.files import load, save
+from certkit.records.crosscheck import AttainedSlope, CrossCheck
+from tests.networks import labelled_by, linear, samples
+
+EPS = ("0.01", "0.05")
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model, out = linear(), tmp_path_factory.mktemp("checked")
+    data = labelled_by(model, samples())
+    certkit.certify(model, data, eps=EPS, norm="l2", out=out, threads=1)
+    certkit.attack(model, data, norm="l2", eps=EPS, out=out)
+    crosscheck(model, data, eps=EPS, norm="l2", out=out, samples=10, sigma=0.1, draws=50, threads=1)
+    return out
+
+
+@pytest.fixture
+def copy(checked: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checked, tmp_path / "copy"))
+
+
+def change(folder: Path, **fields: Any) -> None:
+    save(load(CrossCheck, folder / "crosscheck.json").model_copy(update=fields), folder / "crosscheck.json")
+
+
+def test_the_audit_shows_what_the_methods_say(checked: Path) -> None:
+    audit = certkit.audit(checked)
+    cross = audit.crosscheck
+    assert audit.verdict == "NOT REFUTED"
+    assert cross is not None
+    assert cross.agreement.contradictions == ()
+    assert [ladder.index for ladder in cross.agreement.samples] == [sample.index for sample in audit.samples[:10]]
+    assert [ladder.certkit for ladder in cross.agreement.samples] == [sample.radius for sample in audit.samples[:10]]
+    assert cross.smoothing is not None
+    assert {file.name for file in audit.provenance.files} == {"certificate.json", "crosscheck.json"}
+    page = certkit.report(checked).read_text()
+    assert '<section id="crosscheck"' in page
+
+
+def test_on_a_linear_map_the_attained_slope_is_the_gain(checked: Path) -> None:
+    audit = certkit.audit(checked)
+    attained = {row.node: (float(row.attained), float(row.gain)) for row in audit.ledger if row.attained is not None}
+    assert attained
+    for slope, gain in attained.values():
+        assert 0.99 * gain <= slope <= gain
+
+
+def test_on_a_linear_map_every_method_verifies_what_certkit_certifies(checked: Path) -> None:
+    cross = certkit.audit(checked).crosscheck
+    assert cross is not None
+    if cross.version is None:
+        pytest.skip(cross.message or "")
+    assert {(one.certkit_only, one.lirpa_only) for one in cross.against} == {(0, 0)}
+
+
+def test_a_slope_above_its_gain_refutes_the_ledger(copy: Path) -> None:
+    node = certkit.audit(copy).ledger[-1].node
+    change(copy, slopes=(AttainedSlope(node=node, slope=1e3),))
+    audit = certkit.audit(copy)
+    assert audit.verdict == "REFUTED"
+    assert audit.verdict_reason == (
+        f"a slope was attained at {node} that the ledger's gain forbids: the certificate is wrong"
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "what"),
+    [
+        ("program_sha256", "0" * 64, "graph"),
+        ("subject", {"sha256": "0" * 64}, "checkpoint"),
+        ("data", {"sha256": "0" * 64}, "samples"),
+        ("threat", {"norm": "linf"}, "norm"),
+        ("threat", {"box": (0.0, 2.0)}, "box"),
+        ("samples", 9, "rows"),
+    ],
+)
+def test_a_crosscheck_of_something_else_is_refused(copy: Path, field: str, value: Any, what: str) -> None:
+    before = getattr(load(CrossCheck, copy / "crosscheck.json"), field)
+    change(copy, **{field: before.model_copy(update=value) if isinstance(value, dict) else value})
+    with pytest.raises(RecordError) as error:
+        certkit.audit(copy)
+    assert str(error.value) == (
+        f"crosscheck.json: is of another {what} than certificate.json; run certkit crosscheck again"
+    )
+
+
+def test_without_auto_lirpa_the_rest_is_there_and_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, checked: Path, tmp_path: Path
+) -> None:
+    def absent() -> Any:
+        raise package.Unavailable(package.MISSING)
+
+    monkeypatch.setattr("certkit.crosscheck.lirpa.package", absent)
+    shutil.copytree(checked, tmp_path / "copy")
+    model = linear()
+    found = crosscheck(model, labelled_by(model, samples()), eps=EPS, out=tmp_path / "copy", samples=4, threads=1)
+    assert (found.lirpa.version, found.lirpa.message, found.lirpa.methods) == (None, package.MISSING, ())
+    audit = certkit.audit(tmp_path / "copy")
+    assert audit.crosscheck is not None
+    assert audit.crosscheck.message == package.MISSING
+    assert any(row.attained is not None for row in audit.ledger)
+
+
+def test_two_runs_differ_in_their_provenance_alone(checked: Path, tmp_path: Path) -> None:
+    model = linear()
+    data = labelled_by(model, samples())
+    crosscheck(model, data, eps=EPS, norm="l2", out=tmp_path, samples=10, sigma=0.1, draws=50, threads=1)
+    first, second = (json.loads((folder / "crosscheck.json").read_text()) for folder in (checked, tmp_path))
+    assert {key for key in first if first[key] != second[key]} <= {"provenance"}
+
+
+def test_arguments_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
+    model = linear()
+    data = labelled_by(model, samples())
+    with pytest.raises(ConfigError, match=r"^samples must be 1 or more, got 0$"):
+        crosscheck(model, data, eps=EPS, out=tmp_path, samples=0)
+    with pytest.raises(
+        ConfigError, match=r"^smoothing certifies in l2, and norm is linf; leave sigma out, or take l2$"
+    ):
+        crosscheck(model, data, eps=EPS, norm="linf", out=tmp_path, sigma=0.25)
+
+
+def test_the_command_names_its_methods() -> None:
+    result = CliRunner().invoke(main, ["crosscheck", "nowhere", "--method", "GUESS", "--out", "x"])
+    assert result.exit_code == 2
+    assert "'GUESS' is not one of 'IBP', 'CROWN-IBP', 'CROWN', 'alpha-CROWN'" in result.output
