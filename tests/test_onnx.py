@@ -189,6 +189,18 @@ def test_an_operator_means_what_the_reference_of_onnx_computes(operator: str) ->
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
+def test_no_node_is_taken_for_another_of_its_name() -> None:
+    nodes = [
+        helper.make_node("LeakyRelu", ["x"], ["a"], alpha=0.5, name="LeakyRelu1"),
+        helper.make_node("LeakyRelu", ["a"], ["y"], alpha=0.25),
+    ]
+    raw = graph(*nodes).SerializeToString()
+    x = np.array([[-1.0, 2.0, -3.0, 4.0]], np.float32)
+    with torch.no_grad():
+        found = foreign.Network(foreign.read(raw, "a.onnx")).eval()(torch.from_numpy(x)).numpy()
+    np.testing.assert_array_equal(found, foreign.runtime(raw)(x))
+
+
 OLD: dict[str, tuple[Any, dict[str, Any]]] = {
     "Clip": (helper.make_node("Clip", ["x"], ["y"], min=0.2, max=0.6), {}),
     "Dropout": (helper.make_node("Dropout", ["x"], ["y"], ratio=0.5), {}),
@@ -273,6 +285,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
             "head-Atan: no rule for ONNX operator Atan; certkit refuses what it cannot bound. To certify this model, "
             "replace it by covered operators, or add it to certkit/foreign/operators.py"
         ),
+    ),
+    "an output without a name": (
+        lambda: graph(helper.make_node("Split", ["x"], ["", "y"], axis=1)),
+        "Split0: ONNX operator Split with an output that is left out has no rule",
     ),
     "weights that are not finite": (not_finite, "tensor 'w' holds NaN or infinity"),
     "two outputs": (two_outputs, "the model has 1 inputs and 2 outputs; expected one tensor in, logits out"),

@@ -187,6 +187,10 @@ class Network(nn.Module):
             label = one_line(node.name or f"{node.op_type}{place}", 80).strip("/").replace("/", "-").replace(".", "-")
             part = Operator(node, self.opset, label)
             key = label if label and not hasattr(self, label) else f"{node.op_type}{place}"
+            while hasattr(
+                self, key
+            ):  # a file may call another node so, and a module of the same name would replace that one
+                key += "-"
             self.add_module(key, part)
             self._steps.append((key, tuple(node.input), tuple(node.output)))
 
@@ -221,6 +225,10 @@ class Operator(nn.Module):
                 f"{label}: no rule for ONNX operator {one_line(node.op_type, 60)}; certkit refuses what it cannot bound. To "
                 "certify this model, replace it by covered operators, or add it to certkit/foreign/operators.py"
             )
+        if (
+            "" in node.output
+        ):  # an input that is left out is called so as well; onnxruntime 1.32 crashes on such a Split
+            raise NoRule(f"{label}: ONNX operator {node.op_type} with an output that is left out has no rule")
         self.attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         self._reference: Any = None
 
