@@ -67,8 +67,9 @@ def local_bounds(
     """
     with np.errstate(all="ignore"):
         centre = measure(program, ledger, images)
-        balls = walk(ready(ledger), centre, Ups(np.broadcast_to(np.asarray(radius, dtype=np.float64), len(images))))
-        return dict(balls.bounds if deployed is None else executed(deployed.arithmetic, ready(deployed), centre, balls))
+        steps = ready(ledger)
+        balls = walk(steps, centre, Ups(np.broadcast_to(np.asarray(radius, dtype=np.float64), len(images))))
+        return dict(balls.bounds if deployed is None else executed(steps, deployed, centre, balls))
 
 
 class _Search:
@@ -80,7 +81,6 @@ class _Search:
         self.ledger, self.deployed = ledger, deployed
         self.centre: Centre = measure(program, ledger, images)
         self.steps: tuple[Known, ...] = ready(ledger)
-        self.other = None if deployed is None else ready(deployed)
         self.logits = logits
         self.top = logits.argmax(axis=1)
         pairs = ledger.pairs
@@ -97,8 +97,8 @@ class _Search:
     def errors(self, balls: Balls) -> Floats:
         """How far the computed lead (N,) may be off, at the centre and, if asked for, where it is executed."""
         error = balls.bounds[self.ledger.output].within(frozenset()).error * 2
-        if self.deployed is not None and self.other is not None:
-            found = executed(self.deployed.arithmetic, self.other, self.centre, balls)
+        if self.deployed is not None:
+            found = executed(self.steps, self.deployed, self.centre, balls)
             error = error + found[self.deployed.output].within(frozenset()).error * 2
         return np.broadcast_to(Ups.of(error).value, len(self.logits)).copy()
 

@@ -92,26 +92,34 @@ def walk(steps: tuple[Known, ...], centre: Centre, radius: Ups, inner: Balls | N
     return found
 
 
-def executed(arithmetic: str, steps: tuple[Known, ...], centre: Centre, balls: Balls) -> Mapping[str, Bound]:
-    """The bounds of the same balls with the errors of another arithmetic, ``steps`` being those of its ledger.
+def executed(steps: tuple[Known, ...], deployed: Ledger, centre: Centre, balls: Balls) -> Mapping[str, Bound]:
+    """The bounds of the same balls with the errors of another arithmetic, whose ledger of the same program is ``deployed``.
 
-    Sizes, gains and ranges are of exact values and stay; so does the evidence, but for what carries errors.
+    Sizes, gains and ranges are of exact values and stay; so does the evidence, but for what carries errors. Each step of the
+    ledgers is the other's counterpart only if all of them are the same: else the facts of the box serve, as they hold on a
+    ball.
     """
+    if [_counterpart(known.step) for known in steps] != [_counterpart(step) for step in deployed.steps]:
+        return {step.node: step.bound for step in deployed.steps}
     found: dict[str, Bound] = {}
-    for known in steps:
-        step, name = known.step, known.step.node
+    for step in deployed.steps:
+        name = step.node
         if step.rule == "constant":
             found[name] = step.bound
             continue
-        place = _place(arithmetic, step, found, balls.moved, balls.bounds, centre)
-        given = _applied(arithmetic, place, {**balls.evidence.get(name, {}), **_measured(place, EXECUTED)})
+        place = _place(deployed.arithmetic, step, found, balls.moved, balls.bounds, centre)
+        given = _applied(deployed.arithmetic, place, {**balls.evidence.get(name, {}), **_measured(place, EXECUTED)})
         exact = balls.bounds[name]
         norms = {
-            axes: Reach(reach.size, reach.gain, least(given.within(axes).error, known.reaches[axes].error))
+            axes: Reach(reach.size, reach.gain, least(given.within(axes).error, step.bound.within(axes).error))
             for axes, reach in exact.norms.items()
         }
         found[name] = Bound(exact.shape, norms, exact.range)
     return found
+
+
+def _counterpart(step: Step) -> tuple[str, str, tuple[str, ...]]:
+    return step.node, step.rule, step.inputs
 
 
 def _place(
