@@ -201,6 +201,19 @@ def test_what_only_looks_like_a_pattern_is_left_to_the_operators() -> None:
     assert "linear-parts" not in rules_of(merged, (2, 4))
 
 
+def test_a_function_of_several_operators_inside_a_fused_rule_is_derived_again() -> None:
+    # relu(z) - z is one function of z, and the same a sum of maps of x.
+    w = torch.randn(4, 4)
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        z = F.linear(x, w)
+        return F.linear(F.relu(z) - z, w)
+
+    ledger = prove(Net(forward), (4,)).ledger
+    names = [step.node for step in ledger.steps if step.node.startswith("sub")]
+    assert names == ["sub.minus", "sub.operators", "sub.function", "sub"]
+
+
 def test_six_equal_heads_of_one_projection_move_as_one() -> None:
     # The projection stretches by sqrt(6), each head by 1.
     w = torch.eye(4).repeat(6, 1)

@@ -34,7 +34,9 @@ def read(node: Node, graph: Graph) -> Reading | None:
     for pattern in PATTERNS:
         found = pattern(node, graph)
         if found is not None and all(value.name in graph.bounds for value in found.values):
-            name = graph.step(plain.rule, node, plain.inputs, plain.attributes, plain.evidence, suffix="operators")
+            # a curve has entered the operators' bound itself, beside its own
+            known = "function" if plain.rule == "curve" else "operators"
+            name = graph.step(plain.rule, node, plain.inputs, plain.attributes, plain.evidence, suffix=known)
             inputs = [*(graph.name(value) for value in found.values), name]
             return Reading(found.rule, inputs, {**graph.attributes(node), **found.attributes}, found.evidence)
     return plain
