@@ -191,6 +191,24 @@ def test_wide_values_stay_within_the_error_of_the_claim(name: str) -> None:
     assert float((in_float64(program, xs[7]) - exact[7]).abs().max()) <= double.pair_error
 
 
+@pytest.mark.parametrize("width", [64, 1024])
+def test_products_that_underflow_and_are_enlarged_afterwards_stay_within_the_error(width: int) -> None:
+    # Attention written out: every product of the scores is 2^-150, which float32 rounds to 0, and the factor is 2^127.
+    tiny, (factor, back) = 2.0**-75, (torch.tensor(2.0**127), torch.tensor(2.0**75))
+    module = Net(
+        lambda net, x: (
+            torch.softmax((x @ x.transpose(1, 2)) * net.factor, -1) @ torch.clamp(x * net.back, -1, 1)[..., :1]
+        ).flatten(1),
+        factor=factor,
+        back=back,
+    )
+    claim, program = claim_of(module, (2, width), box=(-tiny, tiny)), export(module, (2, width))
+    assert claim.pair_error is not None
+    x = tiny * torch.tensor([1.0, -1.0]).reshape(1, 2, 1).expand(1, 2, width)
+    off = (in_float32(module, x.double())[0] - centres(program, x.double()))[0]
+    assert 2.0**-18 < float((off[0] - off[1]).abs()) <= claim.pair_error
+
+
 def test_most_of_the_error_can_be_met_where_rounding_conspires() -> None:
     # The sum of 4096 entries a little above 1, one by one in float32: each step rounds up by nearly half a unit.
     wide = 4096

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from certkit.bounds.bound import Axes, Bound, Reach, bound
-from certkit.bounds.number import ONE, Interval, Up, gamma, least
+from certkit.bounds.number import ONE, Interval, Up, gamma, least, most
 from certkit.bounds.rules.pointwise import ELEMENTARY_ULPS
 from certkit.bounds.rules.registry import Facts, only, rule
 from certkit.errors import RecordError
@@ -21,8 +21,9 @@ def largest_score(q: Bound, k: Bound, scale: Up) -> Up:
 def weights_error(q: Bound, k: Bound, facts: Facts) -> Up:
     """How far a row of computed softmax weights may be off, in l1.
 
-    A score: error of both factors, a dot product, the scale and the mask. Softmax: an error d of every logit moves the row
-    by at most d in l1 (the mean absolute deviation of values in [-d, d] is at most d); exp, sum and division are relative.
+    A score: error of both factors, a dot product, the scale and the mask; a scale above 1, applied to the products, enlarges
+    what they lose to underflow. Softmax: an error d of every logit moves the row by at most d in l1 (the mean absolute
+    deviation of values in [-d, d] is at most d); exp, sum and division are relative.
     """
     last, u = len(q.shape) - 1, facts.roundoff
     scale, mask = facts.measured("scale"), facts.measured("mask_size")
@@ -30,7 +31,7 @@ def weights_error(q: Bound, k: Bound, facts: Facts) -> Up:
     a, b = rq.size + rq.error, rk.size + rk.error
     logits = scale * (rq.error * b + rq.size * rk.error)
     logits = logits + scale * gamma(q.shape[last] + 2, u) * a * b + u * 4 * (scale * a * b + mask) * 2
-    logits = logits + facts.smallest * (q.shape[last] + 4)
+    logits = logits + facts.smallest * (q.shape[last] + 4) * most(ONE, scale)
     return logits + gamma(k.shape[last - 1] + 2 * ELEMENTARY_ULPS + 4, u) * (ONE + logits)
 
 
