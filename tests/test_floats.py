@@ -296,6 +296,35 @@ REFUSED: dict[str, tuple[Callable[[], tuple[nn.Module, tuple[int, ...]]], tuple[
         BOX,
         "the model: aten._native_batch_norm_legit_no_training.default with weights outside 7.89e-31 to 1.27e+30: their rounding need not be relative",
     ),
+    **{
+        f"factors of a batch norm that {become}": (
+            lambda weight=weight, variance=variance: (  # type: ignore[misc]
+                Net(
+                    lambda net, x: F.batch_norm(x, net.m, net.v, net.w, eps=0.0),
+                    m=torch.zeros(2),
+                    v=torch.full((2,), variance),
+                    w=torch.full((2,), weight),
+                ),
+                (2,),
+            ),
+            (-(2.0**-60), 2.0**-60),
+            "the model: aten._native_batch_norm_legit_no_training.default with factors outside 7.89e-31 to 1.27e+30: their rounding need not be relative",
+        )
+        for become, weight, variance in (
+            ("overflow, no normal numbers", 2.0**100, 2.0**-100),
+            ("underflow, no normal numbers", 2.0**-100, 2.0**100),
+        )
+    },
+    "a single constant of float64": (
+        lambda: (Net(lambda net, x: torch.maximum(x, net.c), c=torch.tensor(0.1, dtype=torch.float64)), (2,)),
+        BOX,
+        "the model: aten.maximum.default with a constant of float64 that float32 would round",
+    ),
+    "a constant of int64": (
+        lambda: (Net(lambda net, x: net.c - x, c=torch.tensor([2**24 + 1, 3])), (2,)),
+        BOX,
+        "the model: aten.sub.Tensor with a constant of int64 that float32 would round",
+    ),
 }
 
 
@@ -316,6 +345,23 @@ def test_float64_has_the_range_that_float32_lacks(name: str) -> None:
     claim = claim_of(module, shape, box=box, arithmetic="float64")
     number = "number" in name or "normal" in name  # of the code: in doubt in both
     assert claim.holds is not number, claim.reasons
+
+
+def test_a_constant_whose_own_rounding_is_charged_for_may_be_of_float64() -> None:
+    third = torch.tensor(1 / 3, dtype=torch.float64)
+    hidden = torch.tensor([True, False])
+    for forward in (
+        lambda net, x: net.c * x,
+        lambda net, x: x / net.c,
+        lambda net, x: torch.where(hidden, x, net.c),
+    ):
+        module = Net(forward, c=third)
+        program, claim = export(module, (2,)), claim_of(module, (2,))
+        assert claim.pair_error is not None
+        xs = points((2,), BOX, 24, 5).float().double()
+        off = (in_float32(module, xs) - centres(program, xs)).abs().max()
+        assert 0 < float(off) <= claim.pair_error / 2
+    assert not claim_of(Net(lambda net, x: net.c / x.exp(), c=third), (2,)).holds
 
 
 def test_what_float32_overflows_is_wrong_indeed() -> None:

@@ -13,7 +13,7 @@ overflow, and whether a number of the code is too small or large for its roundin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,13 @@ def float_claim(program: Program, ledger: Ledger) -> FloatClaim:
     that arithmetic without replaced attention weights.
     """
     arithmetic = ledger.arithmetic
-    reasons = [*_precision(program, arithmetic), *_kernels(program), *_numbers(program), *_sizes(ledger)]
+    reasons = [
+        *_precision(program, arithmetic),
+        *_constants(program, arithmetic),
+        *_kernels(program),
+        *_numbers(program),
+        *_sizes(ledger),
+    ]
     error = ledger.pairs.error.to_float()
     if not math.isfinite(error):
         reasons.append("the error bound of the logits is beyond 1.8e308")
@@ -97,6 +103,28 @@ def float_radii(
 def _precision(program: Program, arithmetic: str) -> Iterator[str]:
     if arithmetic == "float32" and program.dtype is not torch.float32:
         yield f"the weights are {str(program.dtype).removeprefix('torch.')}; float32 would round them, which no rule charges for"
+
+
+def _constants(program: Program, arithmetic: str) -> Iterator[str]:
+    """Constants that torch casts to float32 before it uses them: whole numbers, and single ones of float64.
+
+    A factor, a divisor and what stands in place of a masked entry are charged a rounding of their own.
+    """
+    if arithmetic != "float32":
+        return
+    for node in program.nodes:
+        charged: Iterable[Any] = ()
+        if node.target is aten.mul.Tensor or (node.target in MASKING and node.target is not aten.add.Tensor):
+            charged = node.args
+        elif node.target is aten.div.Tensor:
+            charged = node.args[1:]
+        for source in node.all_input_nodes:
+            value = program.constants.get(source)
+            if value is None or source in charged or (value.is_floating_point() and value.ndim > 0):
+                continue
+            if bool((value.double() != value.float().double()).any()):
+                kind = str(value.dtype).removeprefix("torch.")
+                yield f"{module_path(node)}: {operator_name(node)} with a constant of {kind} that float32 would round"
 
 
 def _kernels(program: Program) -> Iterator[str]:
@@ -136,13 +164,17 @@ def _listed(value: Any) -> Iterator[float]:
 def _batch_norm(node: Node, program: Program) -> Iterator[str]:
     """The factors g / sqrt(var + eps) are rounded on the way, and relatively only while they are normal numbers."""
     weight, _, _, variance = (None if arg is None else program.constants[arg] for arg in node.args[1:5])  # type: ignore[index]
+    eps: Any = node.args[7 if node.target is aten.batch_norm.default else 6]
+    assert variance is not None
+    factors = (variance + eps).rsqrt() * (1.0 if weight is None else weight)
     low, high = NUMBERS
-    for what, values in (("weights", weight), ("variances", variance)):
+    for what, values in (("weights", weight), ("variances", variance), ("factors", factors)):
         if values is not None and bool(((values != 0) & ((values.abs() < low) | (values.abs() > high))).any()):
             yield (
                 f"{module_path(node)}: {operator_name(node)} with {what} outside {low:.3g} to {high:.3g}: "
                 "their rounding need not be relative"
             )
+            return
 
 
 def _sizes(ledger: Ledger) -> Iterator[str]:
