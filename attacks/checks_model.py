@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from certkit.campaign import Campaign, Images
+from certkit.campaign import Campaign
 from certkit.errors import one_line
 from certkit.records import Check
+from certkit.shards import Images
 
 from .model import Classifier, rivals
 

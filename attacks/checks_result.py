@@ -6,8 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from certkit.campaign import Campaign, Floats, Images, distance_up
+from certkit.campaign import Campaign, distance_up
 from certkit.records import Check
+from certkit.shards import Floats, Images
 from certkit.statistics import rate
 
 from .checks_model import Status

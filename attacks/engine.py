@@ -24,22 +24,10 @@ from typing import Literal
 import numpy as np
 import torch
 
-from certkit.campaign import (
-    Flags,
-    Floats,
-    Images,
-    Shard,
-    Unit,
-    Whole,
-    broken_before,
-    distance_up,
-    eligible,
-    guided,
-    hits,
-    nearest,
-)
+from certkit.campaign import broken_before, distance_up, eligible, guided, hits, nearest
 from certkit.errors import Refusal
 from certkit.records import AttackSpec, Plan
+from certkit.shards import Flags, Floats, Images, Shard, Unit, Whole
 
 from .backend import Proposer
 from .measure import inside, pulled

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from certkit.campaign import Flags, Floats, Images, distance_up
+from certkit.campaign import distance_up
 from certkit.records import AttackNorm
+from certkit.shards import Flags, Floats, Images
 
 SHRINK = (0.0, 2.0**-40, 2.0**-30, 2.0**-24, 2.0**-16)
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from certkit.campaign import Images, Whole
 from certkit.engine.kernels import deployed
 from certkit.errors import CertkitError, Refusal, one_line
 from certkit.machine import pinned
+from certkit.shards import Images, Whole
 
 UNDEFINED = -1
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from certkit.campaign import Campaign, Flags, Images, Whole, eligible, hits
+from certkit.campaign import Campaign, eligible, hits
 from certkit.records import AttackNorm, AttackSpec, Check
+from certkit.shards import Flags, Images, Whole
 
 from .backend import STARTED, Proposer
 from .checks_model import Status, gradient

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from certkit.campaign import Campaign, Shard, Unit, gather, units
+from certkit.campaign import Campaign, gather, units
 from certkit.checkpoint import subject_of
 from certkit.errors import ConfigError, DataError, one_line, suggestion
 from certkit.files import digest_file
@@ -20,6 +20,7 @@ from certkit.machine import THREADS, environment, usable
 from certkit.progress import bar
 from certkit.proof import load_certificate
 from certkit.records import Adversary, AttackNorm, Budget, Data, Guide, Plan, Subject, radii
+from certkit.shards import Shard, Unit
 
 from . import executors
 from .backend import refuse_unusable

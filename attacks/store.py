@@ -19,10 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from certkit.campaign import CLEAN, SCHEMA, Checks, Shard, Unit, read_shard, seal, shard_metadata
+from certkit.campaign import CLEAN, Checks, seal
 from certkit.errors import CertkitError, ConfigError, Incomplete, RecordError
 from certkit.files import load, save, write_atomic
 from certkit.records import Check, Plan
+from certkit.shards import SCHEMA, Shard, Unit, read_shard, shard_metadata
 
 try:
     import fcntl as _fcntl

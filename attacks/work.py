@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from certkit.campaign import Images, Shard, Unit, Whole, units
+from certkit.campaign import units
 from certkit.errors import ConfigError, one_line
 from certkit.records import Plan
+from certkit.shards import Images, Shard, Unit, Whole
 
 from .engine import Block, Engine
 from .model import Classifier, prepared

@@ -6,7 +6,7 @@
     OUT/campaign/log.jsonl                  when and how long; read by no program
 
 A unit is one block of samples under one attack, or under none: the unit ``clean`` holds each sample's own prediction.
-Rows keep the order of the data. Whatever is read is checked: names, types, rows, and the digest of the values.
+Rows keep the order of the data. What is read is checked, shard by shard and shard against plan.
 """
 
 from __future__ import annotations
@@ -14,17 +14,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from certkit.errors import Incomplete, RecordError, Tampered, one_line
+from certkit.errors import Incomplete, RecordError, Tampered
 from certkit.files import digest, digest_file, load
 from certkit.records import (
     Adversary,
@@ -38,27 +35,10 @@ from certkit.records import (
     Record,
     Sha256,
 )
+from certkit.shards import Flags, Floats, Images, Shard, Unit, Whole, read_shard
 from certkit.statistics import rate
 
-Floats: TypeAlias = NDArray[np.float64]
-Images: TypeAlias = NDArray[np.float32]
-Whole: TypeAlias = NDArray[np.int64]
-Flags: TypeAlias = NDArray[np.bool_]
-
 CLEAN = "clean"
-SCHEMA = pa.schema(
-    [
-        ("index", pa.int64()),
-        ("label", pa.int64()),
-        ("attack", pa.string()),
-        ("attacked", pa.bool_()),
-        ("found", pa.bool_()),
-        ("silent", pa.bool_()),
-        ("distance", pa.float64()),
-        ("prediction", pa.int64()),
-        ("adversarial", pa.list_(pa.float32())),
-    ]
-)
 
 
 class Checks(Record):
@@ -72,26 +52,6 @@ class Checks(Record):
     plan_sha256: Sha256
     checks: tuple[Check, ...]
     sealed: Sha256
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """Samples ``start`` to ``stop`` of the plan's data under its ``number``-th attack; number 0 attacks nothing."""
-
-    plan: str
-    attack: str
-    number: int
-    start: int
-    stop: int
-
-    @property
-    def sha256(self) -> str:
-        """The unit's identity, and the name of its shard: it changes with anything the plan says."""
-        return digest(json.dumps(asdict(self), sort_keys=True).encode())
-
-    @property
-    def name(self) -> str:
-        return f"{self.sha256}.parquet"
 
 
 def units(plan: Plan) -> Iterator[tuple[Unit, ...]]:
@@ -108,112 +68,6 @@ def seal(folder: Path, plan: Plan, checks: tuple[Check, ...]) -> Checks:
     shards = [f"{unit.name} {digest_file(folder / 'shards' / unit.name)}" for unit in chain(*units(plan))]
     content = {"checks": [check.model_dump() for check in checks], "shards": shards}
     return Checks(plan_sha256=plan.sha256, checks=checks, sealed=digest(json.dumps(content, sort_keys=True).encode()))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Shard:
-    """What came of one unit, a row per sample.
-
-    ``distance`` and ``adversarial`` are NaN and ``prediction`` is -1 where nothing was found. In the unit ``clean``
-    nothing is attacked, and ``prediction`` is the model's on the sample itself. ``silent``: the attack passed over an
-    example on its way and did not return it; the campaign kept it. ``stopped`` says which limit, time or memory, cut
-    the unit off before its end, and is empty when none did.
-    """
-
-    index: Whole
-    label: Whole
-    attacked: Flags
-    found: Flags
-    silent: Flags
-    distance: Floats
-    prediction: Whole
-    adversarial: Images
-    stopped: Literal["", "seconds", "memory"] = ""
-
-    @property
-    def sha256(self) -> str:
-        """The digest of every value, in one fixed byte order."""
-        whole, floats = [self.index, self.label, self.prediction], [self.distance]
-        parts = [array.astype("<i8").tobytes() for array in whole] + [array.astype("<f8").tobytes() for array in floats]
-        parts += [flags.astype("<u1").tobytes() for flags in (self.attacked, self.found, self.silent)]
-        # Only what was found is stored: the filling of the other rows is no value.
-        parts += [
-            np.asarray(self.adversarial.shape, "<i8").tobytes(),
-            self.adversarial[self.found].astype("<f4").tobytes(),
-            self.stopped.encode(),
-        ]
-        return digest(b"".join(parts))
-
-
-def shard_metadata(unit: Unit, shard: Shard) -> dict[str, str]:
-    """What a shard says of itself: its unit, the shape of one sample, what stopped it, the digest of its values."""
-    return {
-        "certkit.unit": json.dumps(asdict(unit), sort_keys=True),
-        "certkit.shape": json.dumps(shard.adversarial.shape[1:]),
-        "certkit.stopped": shard.stopped,
-        "certkit.content": shard.sha256,
-    }
-
-
-def read_shard(path: Path, unit: Unit) -> Shard:
-    """The shard of a unit, every column and the digest of its values checked. Raises RecordError or Tampered."""
-    try:
-        with pq.ParquetFile(path) as file:
-            return _checked(path, unit, file.read())
-    except FileNotFoundError:
-        raise Incomplete(f"{path.name}: this part of the campaign is missing; run the same attack again") from None
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise RecordError(f"{path.name}: not a readable shard ({one_line(error, 120)}); run the attack again") from None
-
-
-def _checked(path: Path, unit: Unit, table: Any) -> Shard:
-    def refuse(reason: str) -> Tampered:
-        return Tampered(f"{path.name}: {reason}; delete this file and run the same attack again")
-
-    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    if not table.schema.equals(SCHEMA, check_metadata=False):
-        raise refuse("its columns are not those of a shard")
-    if metadata.get("certkit.unit") != json.dumps(asdict(unit), sort_keys=True) or len(table) != unit.stop - unit.start:
-        raise refuse("it belongs to another part of the campaign")
-    if set(table["attack"].to_pylist()) != {unit.attack}:
-        raise refuse("its rows name another attack")
-    shape = tuple(int(size) for size in json.loads(metadata["certkit.shape"]))
-    found = table["found"].to_numpy()
-    examples = table["adversarial"].combine_chunks()
-    if not np.array_equal(examples.is_valid().to_numpy(zero_copy_only=False), found):
-        raise refuse("its examples are not those of the samples it calls found")
-    flat = examples.drop_null().flatten().to_numpy(zero_copy_only=False)
-    adversarial = np.full((len(found), *shape), np.nan, np.float32)
-    adversarial[found] = flat.reshape(-1, *shape)
-    shard = Shard(
-        index=table["index"].to_numpy(),
-        label=table["label"].to_numpy(),
-        attacked=table["attacked"].to_numpy(),
-        found=found,
-        silent=table["silent"].to_numpy(),
-        distance=table["distance"].to_numpy(),
-        prediction=table["prediction"].fill_null(-1).to_numpy(),
-        adversarial=adversarial,
-        stopped=_limit(metadata["certkit.stopped"]),
-    )
-    if shard.sha256 != metadata.get("certkit.content"):
-        raise refuse("its values do not match their digest")
-    distance = shard.distance[found]
-    if not (np.isfinite(distance).all() and (distance >= 0).all() and np.isfinite(adversarial[found]).all()):
-        raise refuse("a distance or an example is not finite")
-    if (
-        (found & ~shard.attacked).any()
-        or (shard.silent & ~found).any()
-        or not np.array_equal(np.isnan(shard.distance), ~found)
-    ):
-        raise refuse("it finds what it did not attack")
-    return shard
-
-
-def _limit(text: str) -> Literal["", "seconds", "memory"]:
-    if text not in ("", "seconds", "memory"):
-        raise ValueError(f"stopped by {text!r}")
-    return text  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

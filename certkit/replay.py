@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from certkit.campaign import Campaign, Images, distance_up, load_campaign
+from certkit.campaign import Campaign, distance_up, load_campaign
 from certkit.errors import RecordError
 from certkit.files import digest, load
 from certkit.proof import load_certificate
 from certkit.records import Audit, Contradiction
+from certkit.shards import Images
 
 if TYPE_CHECKING:
     from torch import nn

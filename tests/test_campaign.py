@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from certkit.attacks import attack, probes, suites
 from certkit.attacks.probes import Probes
 from certkit.attacks.store import encode
-from certkit.campaign import Campaign, Shard, load_campaign, read_shard, units
+from certkit.campaign import Campaign, load_campaign, units
 from certkit.errors import CertkitError, ConfigError, DataError, Incomplete, RecordError, Tampered
 from certkit.files import load
 from certkit.machine import environment
 from certkit.records import Data, Plan, Subject
+from certkit.shards import Shard, read_shard
 
 SUBJECT = Subject(sha256="1" * 64, architecture="test", parameters=51)
 
