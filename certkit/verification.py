@@ -87,7 +87,7 @@ def verify(
     else:
         _same_subject(certificate, subject or subject_of(model), found)
         with pinned(max(certificate.environment.threads, 1)):
-            fresh = _Fresh(certificate, model, deployed)
+            fresh = _Fresh(certificate, model)
             fresh.compare(ledger, deployed, found)
             if data is None:
                 found.open("logits and local radii", "need the samples: give --data")
@@ -169,7 +169,7 @@ def _same_data(certificate: Certificate, table: Certified, data: Dataset, found:
 class _Fresh:
     """The proof as this machine makes it from the network: graph and both ledgers."""
 
-    def __init__(self, certificate: Certificate, model: nn.Module, deployed: Ledger) -> None:
+    def __init__(self, certificate: Certificate, model: nn.Module) -> None:
         self.certificate = certificate
         self.program: Program = export(model, certificate.input_shape)
         if self.program.sha256 != certificate.program_sha256:
@@ -180,7 +180,7 @@ class _Fresh:
         interpret = Interpreter(self.program)
         norm, box = certificate.threat.norm, certificate.threat.box
         self.ledger = interpret(norm, box)
-        self.deployed = interpret(norm, box, arithmetic=deployed.arithmetic)
+        self.deployed = interpret(norm, box, arithmetic="float64" if self.program.dtype is torch.float64 else "float32")
 
     def elsewhere(self, otherwise: str) -> str:
         """What a difference may come from: the torch that made the certificate, or else what to do."""
@@ -259,6 +259,8 @@ class _Fresh:
 
 def _no_less(name: str, stated: Ledger, fresh: Ledger, elsewhere: str) -> int:
     """How many numbers of evidence were compared: each stated one is at least the one measured. Raises Tampered."""
+    if stated.arithmetic != fresh.arithmetic:
+        raise Tampered(f"{name}: it is of {stated.arithmetic} arithmetic, but this one must be of {fresh.arithmetic}")
     if len(stated.steps) != len(fresh.steps) or stated.output != fresh.output:
         raise Tampered(
             f"{name}: {len(stated.steps)} steps, but the network's graph gives {len(fresh.steps)}{elsewhere}"

@@ -107,6 +107,25 @@ def consistent(folder: Path, change: Callable[[dict[str, Up]], None], place: int
     save(made, folder / "certificate.json")
 
 
+def in_float64(folder: Path) -> None:
+    """Claim that the deployed program, of float32, runs in float64, with everything that follows from it."""
+    stated = load(Certificate, folder / "certificate.json")
+    table = certified.read(folder / stated.table.name)
+    exact = checked(stated.ledger)
+    error = exact.pairs.error.to_float()
+    rows = replace(table, float_radius=table.radius)
+    certified.write(rows, folder / stated.table.name)
+    told = {"arithmetic": "float64", "pair_error": error, "reasons": (), "assumptions": ()}
+    made = stated.model_copy(
+        update={
+            "execution_ledger": stated.ledger,
+            "execution": executed(rows, stated.threat.eps, **told),  # type: ignore[arg-type]
+            "table": stated.table.model_copy(update={"sha256": digest_file(folder / stated.table.name)}),
+        }
+    )
+    save(made, folder / "certificate.json")
+
+
 def lowered(evidence: dict[str, Up]) -> None:
     evidence |= {key: number * HALF for key, number in evidence.items()}
 
@@ -156,6 +175,14 @@ def test_evidence_stated_too_large_is_no_forgery(folder: Path) -> None:
 
     consistent(folder, raised)
     assert "logits and radii" in what(verify(folder, model=model(), data=samples()))
+
+
+def test_a_program_of_float32_cannot_be_claimed_to_run_in_float64(folder: Path) -> None:
+    in_float64(folder)
+    verify(folder)  # the files alone do not know the weights
+    with pytest.raises(Tampered) as caught:
+        verify(folder, model=model(), data=samples())
+    assert str(caught.value) == "execution_ledger: it is of float64 arithmetic, but this one must be of float32"
 
 
 def test_a_local_radius_stated_too_large_is_caught(folder: Path) -> None:
