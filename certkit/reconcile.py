@@ -217,7 +217,7 @@ def _contradictions(
     if hits and model is not None:
         examples = np.stack([campaign.examples[attack][row] for row, attack in hits])
         claimed = np.array([campaign.by_attack[attack][row] < table.float_radius[row] for row, attack in hits])
-        errs = claimed & (_executed(model, examples).argmax(axis=1) != table.label[[row for row, _ in hits]])
+        errs = claimed & misclassified(model, examples, table.label[[row for row, _ in hits]])
         for (row, attack), logits, example, wrong in zip(
             hits, reference(certificate, model, examples), examples, errs, strict=True
         ):
@@ -243,17 +243,21 @@ def _contradictions(
     return tuple(found[row] for row in sorted(found))
 
 
-def _executed(model: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float64]:
-    """What the program itself says, one input at a time, under the kernels that the claim about the execution names."""
+def misclassified(model: nn.Module, images: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which inputs (N, ...) the program itself gets wrong, one at a time, under the kernels that its claim names.
+
+    As everywhere a tie is wrong, whichever class stands first, and so is a logit that is no number.
+    """
     import torch
 
     from certkit.engine.kernels import deployed
 
-    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     with torch.no_grad(), deployed():
         rows = [model(torch.from_numpy(image)[None].to(dtype)).double() for image in images]
     logits: NDArray[np.float64] = torch.cat(rows).numpy()
-    return logits
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    return np.asarray((own > logits).sum(axis=1) < logits.shape[1] - 1)
 
 
 def reference(certificate: Certificate, model: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float64]:
