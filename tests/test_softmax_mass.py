@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from certkit.bounds.softmax import HOPELESS, softmax_mass
+from certkit.bounds import softmax as softmax_module
+from certkit.bounds.softmax import HOPELESS, LOUD, softmax_mass
 from certkit.errors import Refusal
 
 
@@ -84,7 +85,7 @@ def test_a_causal_row_that_sees_one_key_puts_all_weight_there() -> None:
 
 def test_a_key_that_is_left_out_gets_no_weight_however_large_its_mask() -> None:
     allowed = np.array([[True, False]])
-    assert softmax_mass(np.array([[0.0, 1e308]]), allowed, 5.0) == (1.0, 5e-324)
+    assert softmax_mass(np.array([[0.0, 1e308]]), allowed, 5.0) == (1.0, 0.0)
 
 
 def test_all_heads_count_and_the_worst_decides() -> None:
@@ -97,6 +98,33 @@ def test_all_heads_count_and_the_worst_decides() -> None:
 def test_beyond_hope_nothing_is_known_but_the_obvious() -> None:
     assert softmax_mass(np.zeros((3, 2)), np.ones((3, 2), bool), HOPELESS) == (3.0, 1.0)
     assert softmax_mass(np.zeros((3, 2)), np.ones((3, 2), bool), math.inf) == (3.0, 1.0)
+
+
+def test_large_scores_leave_the_count_of_queries_that_look_at_a_key() -> None:
+    window = np.tri(5, dtype=bool) & ~np.tri(5, k=-2, dtype=bool)
+    assert softmax_mass(np.zeros((5, 5)), window, 100.0) == (2.0, 1.0)
+    assert softmax_mass(np.zeros((5, 5)), np.eye(5, dtype=bool), 100.0) == (1.0, 0.0)
+    assert softmax_mass(np.array([[0.0, 1e308, -1e308]]), np.ones((1, 3), bool), 9e3) == (1.0, 5e-324)
+
+
+@pytest.mark.parametrize("lead", [0.0, 7.0, 300.0])
+def test_weights_are_taken_as_whole_only_where_they_hardly_differ_from_it(lead: float) -> None:
+    mask, allowed = np.array([[lead, 0.0, 0.0]]), np.ones((1, 3), bool)
+    loud = (lead + math.log(3) + LOUD) / 2
+    column_sum, _ = softmax_mass(mask, allowed, loud * (1 - 1e-9))
+    assert 1 - 1e-15 < column_sum <= 1.0
+    assert softmax_mass(mask, allowed, loud * (1 + 1e-9)) == (1.0, 1.0)
+    _, rest = softmax_mass(mask[:, :2], allowed[:, :2], (lead + math.log(2) + LOUD) / 2 * (1 - 1e-9))
+    assert 1 - 1e-15 < rest <= 1.0
+
+
+def test_each_weight_of_a_row_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = softmax_module._grown, []
+    monkeypatch.setattr(softmax_module, "_grown", lambda share, growth: seen.append(share) or real(share, growth))
+    heads = np.stack([np.zeros((20, 20)), np.zeros((20, 20))])
+    column_sum, _ = softmax_mass(heads, np.broadcast_to(np.tri(20, dtype=bool), heads.shape), 0.0)
+    assert len(seen) == 20
+    assert sum(1 / k for k in range(1, 21)) <= column_sum <= sum(1 / k for k in range(1, 21)) * (1 + 1e-15)
 
 
 def test_weights_too_small_for_decimal_still_count() -> None:
