@@ -28,9 +28,11 @@ OPTIONAL = {
     # import name: (distribution, what it adds, the command that installs it)
     "auto_LiRPA": (
         "auto_LiRPA",
-        "for cross-checks to come; nothing reads it yet",
-        "pip install --no-deps auto_LiRPA==0.3",
+        "bounds of an independent method for certkit crosscheck",
+        "pip install tqdm appdirs pyyaml packaging ninja && pip install --no-deps auto_LiRPA==0.3",
     ),
+    "transformers": ("transformers", "folders of Hugging Face", "pip install 'certkit[hf]'"),
+    "onnx": ("onnx", "ONNX files", "pip install 'certkit[onnx]'"),
 }
 
 
