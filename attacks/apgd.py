@@ -70,7 +70,7 @@ def _aim(search: Search) -> Tensor:
 def ascend(search: Search, loss: Loss, model: torch.nn.Module | None = None) -> Tensor:
     """Each row's point of largest loss; examples on the way are kept by the path. Stops when every row has one."""
     x, eps_B, norm, box = search.x, search.eps_B, search.norm, search.box
-    steps = search.whole("steps", 100)
+    steps = search.whole("steps")
     seen = search.path if model is None else model
 
     def climb(point: Tensor) -> tuple[Tensor, Tensor]:

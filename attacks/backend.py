@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from certkit.errors import CertkitError, ConfigError, Refusal, one_line
-from certkit.records import Adversary, AttackSpec
+from certkit.records import Adversary, AttackSpec, Budget
 
 from .apgd import apgd_ce, apgd_targeted, transfer
 from .draws import directions, generator, seeded, start
@@ -47,6 +48,16 @@ CERTKIT: Mapping[str, Callable[[Search], Tensor]] = {
     "square": square,
     "transfer": transfer,
 }
+DEFAULTS: Mapping[str, Mapping[str, int]] = {
+    "apgd_ce": {"steps": 100},
+    "apgd_targeted": {"steps": 100},
+    "fab": {"steps": 100},
+    "noise": {"repeats": 100},
+    "sigma_zero": {"steps": 300},
+    "square": {"queries": 500},
+    "transfer": {"steps": 100},
+}
+WHOLE = {"restarts": 1, "bisection": 0, "rounds": 1, "steps": 1, "queries": 1, "repeats": 1}  # and the least of each
 DISTANCES = {"l2": "l2", "linf": "linf", "l1": "l1", "l0": "l0", "token": "l2"}
 BLENDED = getattr(foolbox.attacks, "LinearSearchBlendedUniformNoiseAttack")  # noqa: B009 - not among its exports
 STARTED = (
@@ -82,23 +93,52 @@ class Proposed:
     silent: Tensor
 
 
+def defaults(spec: AttackSpec) -> Mapping[str, Any]:
+    """Every setting of the attack's own, each with the value that it has where none is given."""
+    method = method_of(spec.name)
+    if method.source == "certkit":
+        return {**DEFAULTS[method.kind], **({"rounds": 8} if method.role == "guided" else {})}
+    signature = inspect.signature(getattr(foolbox.attacks, method.kind).__init__)
+    return {name: one.default for name, one in signature.parameters.items() if name not in ("self", "args", "kwargs")}
+
+
+def steps_of(spec: AttackSpec) -> int | None:
+    """How many steps the attack takes; None for one that counts none."""
+    steps = {**defaults(spec), **spec.settings}.get("steps")
+    return None if steps is None else int(steps)
+
+
+def affordable(spec: AttackSpec, budget: Budget) -> AttackSpec:
+    """The attack with no more steps or queries than the budget has, also where it would take more by itself."""
+    takes = {**defaults(spec), **spec.settings}
+    caps = {"steps": budget.steps, "queries": budget.queries}
+    lower = {key: cap for key, cap in caps.items() if cap is not None and takes.get(key, 0) > cap}
+    return spec.model_copy(update={"settings": {**spec.settings, **lower}})
+
+
 def refuse_unusable(specs: tuple[AttackSpec, ...]) -> None:
-    """Raises ConfigError for a setting that an attack does not have, and for a package that it needs and is not there."""
+    """Raises ConfigError for a setting that an attack does not have or that cannot be meant, and for a package that it
+    needs and is not there."""
     for spec in specs:
-        method = method_of(spec.name)
-        given = spec.settings.keys() - OWN
-        if method.source == "certkit":
-            known = {"steps", "queries", "repeats", "rounds"}
-        else:
-            kind = getattr(foolbox.attacks, method.kind)
-            known = set(inspect.signature(kind.__init__).parameters) - {"self", "args", "kwargs"}
-            if "VirtualAdversarial" in method.kind and "steps" not in given:
-                raise ConfigError(f"attack {spec.name!r} has no default for steps; write {spec.name}:steps=10")
-        if unknown := sorted(given - known):
+        method, known = method_of(spec.name), defaults(spec).keys()
+        if unknown := sorted(spec.settings.keys() - known - OWN):
             raise ConfigError(
                 f"attack {spec.name!r} has no setting {one_line(unknown[0])!r}; "
                 f"expected {', '.join(sorted(known | OWN))}"
             )
+        for name, value in spec.settings.items():
+            if name in WHOLE and (isinstance(value, bool) or not isinstance(value, int) or value < WHOLE[name]):
+                raise ConfigError(
+                    f"attack {spec.name!r}: {name} {one_line(value, 40)} cannot be used; "
+                    f"expected a whole number of at least {WHOLE[name]}"
+                )
+        for loss in str(spec.settings.get("losses", "library")).split(", "):
+            if not re.fullmatch("library|margin|rival [1-9][0-9]*", loss):
+                raise ConfigError(
+                    f"attack {spec.name!r}: loss {one_line(loss, 40)!r} is unknown; expected library, margin or rival 1"
+                )
+        if "VirtualAdversarial" in method.kind and "steps" not in spec.settings:
+            raise ConfigError(f"attack {spec.name!r} has no default for steps; write {spec.name}:steps=10")
         if "BrendelBethge" in method.kind and importlib.util.find_spec("numba") is None:
             raise ConfigError(f"attack {spec.name!r} needs numba, which Foolbox does not bring: pip install numba")
 
@@ -146,9 +186,8 @@ class Proposer:
                     found = self._foolbox(spec, method, path, sources, radius, restart)
                 return self._kept(path, found)
             far = torch.full((len(x),), torch.inf, device=x.device) if eps_B is None else eps_B
-            search = Search(
-                path, x, labels, far, threat.norm, threat.box, sources, restart, spec.settings, self.surrogate
-            )
+            settings = {**DEFAULTS[method.kind], **spec.settings}
+            search = Search(path, x, labels, far, threat.norm, threat.box, sources, restart, settings, self.surrogate)
             found = CERTKIT[method.kind](search)
         except Spent:
             found = path.best

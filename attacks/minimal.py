@@ -37,7 +37,7 @@ def fab(search: Search) -> Tensor:
         drawn = torch.stack([start(norm, tuple(x.shape[1:]), source) for source in search.sources]).to(x.device)
         near = torch.full((len(x),), diameter(norm, tuple(x.shape[1:]), box) / 20, device=x.device)
         point = project(norm, x, x + along(near, x) * drawn, near, box)
-    for _ in range(search.whole("steps", 100)):
+    for _ in range(search.whole("steps")):
         point.requires_grad_(True)
         with torch.enable_grad():
             value_B = towards(search.path(point), search.labels, aim)
@@ -69,7 +69,7 @@ def sigma_zero(search: Search) -> Tensor:
     The first restart starts at the input as published, later ones at a random point.
     """
     x, (low, high) = search.x, search.box
-    width, steps = high - low, search.whole("steps", 300)
+    width, steps = high - low, search.whole("steps")
     losses = str(search.settings.get("losses", "margin")).split(", ")
     rank = losses[search.restart % len(losses)].removeprefix("rival ")
     aim: Tensor | None = None
@@ -112,7 +112,7 @@ def noise(search: Search) -> Tensor:
     """Random points at the radius: of the l1 ball, of every token's sphere, or floor(eps) random entries at a random end
     of the box."""
     x, norm, eps_B = search.x, search.norm, search.eps_B
-    shape, repeats = tuple(x.shape[1:]), search.whole("repeats", 100)
+    shape, repeats = tuple(x.shape[1:]), search.whole("repeats")
     drawn = torch.stack([directions(norm, shape, repeats, source) for source in search.sources], dim=1).to(x.device)
     with torch.no_grad():
         for move in drawn:

@@ -113,9 +113,9 @@ class Search:
     settings: Mapping[str, Setting]
     surrogate: Classifier | None = None
 
-    def whole(self, name: str, default: int) -> int:
+    def whole(self, name: str) -> int:
         """A setting that is a whole number."""
-        return int(self.settings.get(name, default))
+        return int(self.settings[name])
 
 
 def ranked(logits_BK: Tensor, labels: Tensor, rank: int) -> Tensor:

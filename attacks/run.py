@@ -23,7 +23,7 @@ from certkit.records import Adversary, AttackNorm, Budget, Data, Guide, Plan, Su
 from certkit.shards import Shard, Unit
 
 from . import executors
-from .backend import refuse_unusable
+from .backend import affordable, refuse_unusable
 from .checks import Before, after, before
 from .engine import Block, Engine
 from .library import Knowledge
@@ -186,8 +186,9 @@ def planned(
         knowledge=knowledge,
         budget=within,
     )
-    specs = chosen(suite, norm, attacks, knowledge, within, transfer=surrogate is not None, guide=guide is not None)
+    specs = chosen(suite, norm, attacks, knowledge, transfer=surrogate is not None, guide=guide is not None)
     refuse_unusable(specs)
+    specs = tuple(affordable(spec, within) for spec in specs)
     return Plan(
         subject=subject,
         threat=threat,

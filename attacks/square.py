@@ -32,7 +32,7 @@ def square(search: Search) -> Tensor:
     if len(shape) > 3:
         channels, height, width = 1, 1, math.prod(shape)
     x = search.x.reshape(-1, channels, height, width)
-    queries = search.whole("queries", 500)
+    queries = search.whole("queries")
     draws_QBU = torch.stack([torch.rand(queries, 5 + 2 * channels, generator=one) for one in search.sources], dim=1)
     draws_QBU = draws_QBU.to(x.device)
     first = (_stripes if search.norm == "linf" else _tiles)(x, search)

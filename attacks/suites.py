@@ -8,6 +8,7 @@ strongest at the input (``rival k``). For APGD-T and FAB-T the restart itself na
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,7 +16,7 @@ from typing import Literal
 
 from certkit import __version__
 from certkit.errors import ConfigError, one_line, suggestion
-from certkit.records import AttackNorm, AttackSpec, Budget, Role
+from certkit.records import AttackNorm, AttackSpec, Role
 
 from .library import ALIASES, CLASSES, Knowledge
 
@@ -247,9 +248,10 @@ def _value(text: str) -> Setting:
         return text.lower() == "true"
     for kind in (int, float):
         try:
-            return kind(text)
+            value = kind(text)
         except ValueError:
             continue
+        return value if math.isfinite(value) else text
     return text
 
 
@@ -258,7 +260,6 @@ def chosen(
     norm: AttackNorm,
     extra: Sequence[str],
     knowledge: Knowledge,
-    budget: Budget,
     *,
     transfer: bool,
     guide: bool,
@@ -292,11 +293,4 @@ def chosen(
         raise ConfigError(
             f"suite {name!r} holds no attack with {knowledge} knowledge under {norm}; name one with attacks"
         )
-    return tuple(_within(spec, budget) for spec in wanted)
-
-
-def _within(spec: AttackSpec, budget: Budget) -> AttackSpec:
-    """The attack with no more steps or queries than the budget has. What is not among its settings, the search counts."""
-    caps = {"steps": budget.steps, "queries": budget.queries}
-    lower = {key: cap for key, cap in caps.items() if cap is not None and float(spec.settings.get(key, 0)) > cap}
-    return spec.model_copy(update={"settings": {**spec.settings, **lower}})
+    return tuple(wanted)

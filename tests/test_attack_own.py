@@ -315,6 +315,15 @@ def test_steps_beyond_the_budget_are_taken_off_the_plan(tmp_path: Path) -> None:
     assert [spec.settings["steps"] for spec in campaign.plan.attacks] == [9, 5]
 
 
+@pytest.mark.parametrize(("name", "norm"), [("NewtonFoolAttack", "l2"), ("APGD-CE", "l2"), ("sigma-zero", "l0")])
+def test_an_attack_of_which_no_steps_were_said_takes_no_more_than_the_budget_has(
+    name: str, norm: AttackNorm, tmp_path: Path
+) -> None:
+    model = Linear().eval()
+    (spec,) = run(tmp_path, model, toy(model), norm=norm, eps=["1"], attacks=[name], steps=3).plan.attacks
+    assert spec.settings == {"steps": 3}
+
+
 def test_a_unit_that_takes_too_long_is_stopped_and_makes_the_campaign_inconclusive(tmp_path: Path) -> None:
     model = Linear().eval()
     campaign = run(
@@ -527,6 +536,34 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown setting": (
         {"attacks": ["DDN:step=3"]},
         "attack 'DDN' has no setting 'step'; expected bisection, gamma, init_epsilon, losses, restarts, steps",
+    ),
+    "a setting of others": (
+        {"attacks": ["Square:steps=5"]},
+        "attack 'Square' has no setting 'steps'; expected bisection, losses, queries, restarts",
+    ),
+    "no restarts": (
+        {"attacks": ["DDN:restarts=0"]},
+        "attack 'DDN': restarts 0 cannot be used; expected a whole number of at least 1",
+    ),
+    "words for a number": (
+        {"attacks": ["APGD-T:steps=many"]},
+        "attack 'APGD-T': steps many cannot be used; expected a whole number of at least 1",
+    ),
+    "steps that are no number": (
+        {"attacks": ["APGD-T:steps=nan"], "steps": 5},
+        "attack 'APGD-T': steps nan cannot be used; expected a whole number of at least 1",
+    ),
+    "half a halving": (
+        {"attacks": ["DDN:bisection=0.5"]},
+        "attack 'DDN': bisection 0.5 cannot be used; expected a whole number of at least 0",
+    ),
+    "true for a number": (
+        {"attacks": ["Square:queries=true"]},
+        "attack 'Square': queries True cannot be used; expected a whole number of at least 1",
+    ),
+    "unknown loss": (
+        {"attacks": ["DDN:losses=rival 0"]},
+        "attack 'DDN': loss 'rival 0' is unknown; expected library, margin or rival 1",
     ),
     "no setting": ({"attacks": ["DDN:3"]}, "attack 'DDN:3': '3' is no setting; expected steps=100"),
     "no default": (
