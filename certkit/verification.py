@@ -8,6 +8,7 @@ at least what is measured. A sample of rows, drawn by a seed, gets its float64 l
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +29,7 @@ from certkit.engine.floats import float_claim
 from certkit.engine.interpret import Interpreter
 from certkit.engine.local import local_radii
 from certkit.engine.program import Program, export
-from certkit.errors import CheckpointError, DataError, Tampered, one_line
+from certkit.errors import CheckpointError, ConfigError, DataError, Tampered, one_line
 from certkit.files import digest_file, load
 from certkit.machine import pinned
 from certkit.proof import load_certificate
@@ -63,15 +64,18 @@ def verify(
     subject: Subject | None = None,
     data: Dataset | None = None,
     samples: int = SAMPLES,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Verification:
     """Check a folder of ``certify`` or ``audit``; with ``model`` against the network, with ``data`` against the samples.
 
     ``subject`` is the identity of the file that the model was read from; without it, that of the file it would be written to.
+    ``samples`` rows are proved again; without a ``seed`` nobody can know beforehand which. ConfigError for a count below 1.
     Raises Tampered or RuleViolation for what contradicts itself or the network, CheckpointError for another checkpoint,
     DataError for other samples, RecordError for what cannot be read.
     """
     directory = Path(directory)
+    if samples < 1 or (seed is not None and seed < 0):
+        raise ConfigError(f"samples must be 1 or more and seed 0 or more, got {samples} and {seed}")
     certificate, table, ledger = load_certificate(directory)
     deployed = checked(certificate.execution_ledger)
     found = _Findings()
@@ -93,8 +97,12 @@ def verify(
                 found.open("logits and local radii", "need the samples: give --data")
             else:
                 _same_data(certificate, table, data, found)
+                seed = secrets.randbits(32) if seed is None else seed
                 rows = np.sort(np.random.default_rng(seed).permutation(len(table.label))[:samples])
                 fresh.rows(model, table, data, rows, found)
+                if len(rows) < len(table.label):
+                    how = f"{len(table.label) - len(rows)} samples were not drawn (by seed {seed}): give --samples"
+                    found.open("other logits and local radii", how)
     if certificate.attention is not None:
         found.open("attention", "the ablations are as stated; certify again to repeat them")
     for assumption in (*certificate.assumptions, *certificate.execution.assumptions):
@@ -105,6 +113,11 @@ def verify(
         verified=tuple(found.yes),
         not_verified=tuple(found.no),
     )
+
+
+def allowance(ledger: Ledger, deployed: Ledger) -> float:
+    """How far a logit of the module may be from one of the graph, each off by its own rounding."""
+    return deployed.pairs.error.to_float() / 2 + ledger.pairs.error.to_float() / 2
 
 
 class _Findings:
@@ -214,12 +227,13 @@ class _Fresh:
             "logits and radii", f"of {len(rows)} samples proved again; the logits differ by at most {off.max():.3g}"
         )
         with torch.no_grad():
-            own = model(images.to(self.program.dtype)).double().numpy()
-        difference, allowed = float(np.abs(own - logits).max()), self.certificate.agreement.allowed
-        if not difference <= allowed:
+            device = next((p.device for p in model.parameters()), torch.device("cpu"))
+            own = model(images.to(device, self.program.dtype)).cpu().double().numpy()
+        difference = float(np.abs(own - logits).max())
+        if not difference <= (allowed := allowance(self.ledger, self.deployed)):
             raise Tampered(
-                f"certificate.json: on these samples module and graph differ by {difference:.3g}, more than the stated "
-                f"{allowed:.3g}"
+                f"certificate.json: on these samples module and graph differ by {difference:.3g}, more than rounding explains "
+                f"({allowed:.3g})"
             )
         found.verified(
             "agreement", f"module and graph differ by {difference:.3g} on the same samples, allowed {allowed:.3g}"

@@ -24,7 +24,7 @@ from certkit.bounds.number import Up
 from certkit.certified import certified_counts, certify_rows, executed, median_radius, without_local
 from certkit.cli import main
 from certkit.data import Dataset
-from certkit.errors import CheckpointError, DataError, RuleViolation, Tampered
+from certkit.errors import CheckpointError, ConfigError, DataError, RuleViolation, Tampered
 from certkit.files import digest_file, load, save
 from certkit.records import Certificate
 from certkit.verification import Verification, verify
@@ -140,7 +140,9 @@ def test_an_honest_certificate_is_proved_again(folder: Path) -> None:
         "certified.parquet", "ledgers", "checkpoint", "graph", "ledger", "execution_ledger", "samples", "logits and radii",
         "agreement",
     ]  # fmt: skip
-    assert {statement.what for statement in found.not_verified} == {"assumption"}
+    assert {statement.what for statement in found.not_verified} == {"assumption", "other logits and local radii"}
+    whole = verify(folder, model=model(), data=samples(), samples=24)
+    assert {statement.what for statement in whole.not_verified} == {"assumption"}
     assert found.certificate == digest_file(folder / "certificate.json")
 
 
@@ -185,10 +187,13 @@ def test_a_program_of_float32_cannot_be_claimed_to_run_in_float64(folder: Path) 
     assert str(caught.value) == "execution_ledger: it is of float64 arithmetic, but this one must be of float32"
 
 
-def test_a_local_radius_stated_too_large_is_caught(folder: Path) -> None:
+def enlarged(folder: Path, chosen: slice = slice(None)) -> None:
+    """State larger local radii of some samples, with everything that follows from them."""
     stated = load(Certificate, folder / "certificate.json")
     rows = certified.read(folder / stated.table.name)
-    rows = replace(rows, radius=rows.radius * 1.5 + 0.01)
+    radius = rows.radius.copy()
+    radius[chosen] = radius[chosen] * 1.5 + 0.01
+    rows = replace(rows, radius=radius)
     certified.write(rows, folder / stated.table.name)
     eps, told = stated.threat.eps, stated.execution
     made = stated.model_copy(
@@ -204,9 +209,56 @@ def test_a_local_radius_stated_too_large_is_caught(folder: Path) -> None:
         }
     )  # fmt: skip
     save(made, folder / "certificate.json")
+
+
+def test_a_local_radius_stated_too_large_is_caught(folder: Path) -> None:
+    enlarged(folder)
     assert "ledgers" in what(verify(folder))
     with pytest.raises(Tampered, match=r"its stated radius is larger than what is proved here$"):
         verify(folder, model=model(), data=samples())
+
+
+def test_nobody_knows_beforehand_which_rows_are_drawn(folder: Path) -> None:
+    drawn = sorted(np.random.default_rng(0).permutation(24)[:23].tolist())
+    (left,) = set(range(24)) - set(drawn)
+    enlarged(folder, slice(left, left + 1))
+    verify(folder, model=model(), data=samples(), samples=23, seed=0)
+    caught = 0
+    for _ in range(40):  # each misses it with a chance of 1/24
+        try:
+            verify(folder, model=model(), data=samples(), samples=23)
+        except Tampered:
+            caught += 1
+            break
+    assert caught
+
+
+@pytest.mark.parametrize("given", [{"samples": 0}, {"samples": -1}, {"seed": -1}])
+def test_a_draw_of_nothing_is_refused(folder: Path, given: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=r"^samples must be 1 or more and seed 0 or more, got -?\d+ and (None|-1)$"):
+        verify(folder, **given)  # type: ignore[arg-type]
+
+
+class Branching(nn.Module):
+    """A module that runs otherwise than torch.export captures it."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.net, self.shift = model(), shift
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.net(x)
+        return logits if torch.compiler.is_exporting() else logits + self.shift
+
+
+def test_the_allowed_difference_of_module_and_graph_is_not_taken_from_the_file(tmp_path: Path) -> None:
+    stated = certkit.certify(Branching(0.0).eval(), samples(), eps=["0.01"], out=tmp_path)
+    loose = stated.agreement.model_copy(update={"largest_difference": 0.01, "allowed": 1.0})
+    save(stated.model_copy(update={"agreement": loose}), tmp_path / "certificate.json")
+    with pytest.raises(
+        Tampered, match=r"on these samples module and graph differ by 0\.01, more than rounding explains \("
+    ):
+        verify(tmp_path, model=Branching(0.01).eval(), data=samples())
 
 
 def test_logits_of_another_network_are_caught(folder: Path) -> None:
@@ -298,6 +350,7 @@ def test_the_command_says_what_was_verified_and_what_not(tmp_path: Path, monkeyp
     assert told.exit_code == 0, told.output
     assert "verified      logits and radii: of 4 samples proved again; the logits differ by at most 0\n" in told.output
     assert "NOT verified  assumption: " in told.output
+    assert "NOT verified  other logits and local radii: 4 samples were not drawn (by seed " in told.output
     found = json.loads(run(main, ["verify", "out", "--json"]).stdout)
     assert found["kind"] == "certkit.verification"
     save_file(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).state_dict(), "other.safetensors")

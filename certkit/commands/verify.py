@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="How many rows get their logits and radii anew, drawn by --seed.",
 )
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the draw.  [default: another one each time]")
 @click.option("--data", help="Data set of the certificate.  [default: the one that it names]")
-@options.together(options.seed, *options.network, options.as_json)
+@options.together(*options.network, options.as_json)
 def verify(directory: Path, **given: Any) -> None:
     """Check DIRECTORY, which certify or audit wrote, and say what was verified and what could not be.
 
