@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -452,6 +454,38 @@ def test_deployed_pins_the_kernels_and_gives_the_settings_back() -> None:
         torch.get_float32_matmul_precision(),
     )
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_deployed_pins_products_beside_any_other_setting_of_their_precision() -> None:
+    gpu, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = gpu.fp32_precision, cpu.fp32_precision
+    try:
+        gpu.fp32_precision, cpu.fp32_precision = "tf32", "bf16"
+        with deployed():
+            assert cpu.fp32_precision == "ieee"
+        assert (gpu.fp32_precision, cpu.fp32_precision) == ("tf32", "bf16")
+    finally:
+        gpu.fp32_precision, cpu.fp32_precision = before
+
+
+FLUSHING = """
+import torch
+torch.set_num_threads(2)
+torch.set_flush_denormal(True)
+torch.ones(2**20) * 2
+from certkit.engine.kernels import deployed
+with deployed():
+    pass
+"""
+
+
+def test_threads_that_flush_subnormal_numbers_are_refused() -> None:
+    # Threads are born with the setting of the one that starts them, and it cannot be taken back from outside.
+    found = subprocess.run([sys.executable, "-Ic", FLUSHING], capture_output=True, text=True, check=False)
+    assert found.stderr.strip().endswith(
+        "Refusal: a thread of torch flushes subnormal numbers to 0, and nothing is claimed of such an execution; "
+        "start again without torch.set_flush_denormal(True)"
+    )
 
 
 # --- Radii ------------------------------------------------------------------------------------------------------------

@@ -6,12 +6,13 @@ Gone through are the kernels of eager torch on a CPU in float32 and float64, as 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from certkit.errors import Refusal
 
 MOVES = "moves, repeats, compares or selects entries: exact"
 ONE = "one rounding for each entry, two where a number of the code is rounded first"
@@ -76,6 +77,7 @@ PINNED = (
     "NNPACK (convolutions as one matrix product), no TF32 and no reduced precision in matrix products, no autocast, no fast "
     "path of nn.Transformer, subnormal numbers kept"
 )
+SHARE = 2**15  # entries that torch gives to one thread
 
 
 @contextmanager
@@ -83,20 +85,31 @@ def deployed() -> Iterator[None]:
     """The execution that a float claim is about, on a CPU: the kernels whose rounding the rules charge for.
 
     Settings are given back afterwards, but for the flushing of subnormal numbers, which torch cannot be asked about: it is
-    off from here on, as it is unless somebody turned it on. Threads, batch and order of summation are left as they are;
-    the claim holds for all of them.
+    off from here on, as it is unless somebody turned it on. Raises Refusal where torch's threads flush nevertheless: each
+    has the setting that it was born with. Threads, batch and order of summation are left as they are; the claim holds for
+    all of them.
     """
     with ExitStack() as after:
         torch.set_flush_denormal(False)
-        precision = torch.get_float32_matmul_precision()
-        after.callback(torch.set_float32_matmul_precision, precision)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TF32 is named even where there is none
-            torch.set_float32_matmul_precision("highest")
-            for library in (torch.backends.mkldnn, torch.backends.nnpack):
-                after.callback(library.set_flags, *library.set_flags(False))
+        if _flushes():
+            raise Refusal(
+                "a thread of torch flushes subnormal numbers to 0, and nothing is claimed of such an execution; "
+                "start again without torch.set_flush_denormal(True)"
+            )
+        # torch's older switch for all devices refuses to be read where this one, or that of a GPU, was set by itself
+        products = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+        after.callback(setattr, products, "fp32_precision", products.fp32_precision)
+        products.fp32_precision = "ieee"
+        for library in (torch.backends.mkldnn, torch.backends.nnpack):
+            after.callback(library.set_flags, *library.set_flags(False))
         after.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
         after.enter_context(torch.autocast("cpu", enabled=False))
         after.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
+
+
+def _flushes() -> bool:
+    """Whether any of torch's threads flushes subnormal numbers, tried on as many of them as keep all threads at work."""
+    numbers = torch.full((SHARE * torch.get_num_threads(),), torch.finfo(torch.float32).tiny)
+    return bool((numbers * 0.5 == 0).any())
