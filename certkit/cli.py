@@ -27,11 +27,13 @@ COMMANDS = {
     "demo": "certkit.commands.demo:demo",
     "doctor": "certkit.commands.doctor:doctor",
     "gate": "certkit.commands.gate:gate",
+    "language": "certkit.commands.language:language",
     "open": "certkit.commands.open:open_",
     "precision": "certkit.commands.precision:precision",
     "presets": "certkit.commands.presets:presets",
     "replay": "certkit.commands.replay:replay",
     "report": "certkit.commands.report:report",
+    "stability": "certkit.commands.language:stability",
     "train": "certkit.commands.train:train",
     "verify": "certkit.commands.verify:verify",
 }

@@ -44,11 +44,7 @@ def case(request: pytest.FixtureRequest) -> tuple[LanguageModel, Bounded, Proof,
     x, y = torch.randint(WORDS, (2, 5, CONTEXT), generator=torch.Generator().manual_seed(seed))
     given = bounded(model, CONTEXT, max(EPS))
     embedded = model.embed(x).detach()
-    return model, given, proof(given, embedded, ladder(EPS, steps=8), piece=2), embedded, y
-
-
-def moved(given: Proof, radius: float) -> np.ndarray:
-    return given.everywhere[int(np.searchsorted(given.radii, radius))]
+    return model, given, proof(given, embedded, EPS, steps=8, piece=2), embedded, y
 
 
 def pushed(model: LanguageModel, x: torch.Tensor, radius: float, goal: nn.Module | None, seed: int) -> torch.Tensor:
@@ -75,7 +71,7 @@ class Along(nn.Module):
 def test_no_token_that_the_head_reads_moves_further_than_is_proved(case, radius: float) -> None:
     model, _, found, embedded, _ = case
     double = network_in_float64(model)
-    x, bound = embedded.double(), moved(found, radius)
+    x, bound = embedded.double(), found.moved(radius)
     largest = np.zeros(len(x))
     with torch.no_grad():
         before = double.blocks(x)
@@ -95,7 +91,7 @@ def network_in_float64(model: LanguageModel) -> LanguageModel:
 def test_log_probability_of_the_true_token_changes_by_no_more_than_is_proved(case, radius: float) -> None:
     model, _, found, embedded, y = case
     double, x = network_in_float64(model), embedded.double()
-    change, loss = found.change(y.numpy(), moved(found, radius)), found.loss(y.numpy(), moved(found, radius))
+    change, loss = found.change(y.numpy(), found.moved(radius)), found.loss(y.numpy(), found.moved(radius))
 
     def log_probability(z: torch.Tensor) -> np.ndarray:
         with torch.no_grad():
@@ -159,7 +155,7 @@ def test_movement_never_falls_as_the_radius_grows(case) -> None:
 
 def test_pieces_of_any_size_prove_the_same(case) -> None:
     _, given, found, embedded, _ = case
-    again = proof(given, embedded, ladder(EPS, steps=8), piece=5)
+    again = proof(given, embedded, EPS, steps=8, piece=5)
     assert np.array_equal(again.everywhere, found.everywhere)
     assert np.allclose(again.logits, found.logits, rtol=0, atol=given.error)
 
@@ -177,7 +173,7 @@ def test_without_blocks_the_radius_is_the_lead_over_the_distance_of_two_rows() -
     model = LanguageModel(embed, nn.Sequential(), Unembedding(WIDTH, WORDS), context=CONTEXT).eval()
     x = embed(torch.arange(CONTEXT)[None]).detach()
     radii = np.linspace(0.01, 1.0, 100)
-    found = proof(bounded(model, CONTEXT, 1.0), x, radii.tolist())
+    found = proof(bounded(model, CONTEXT, 1.0), x, radii.tolist(), steps=0)
     weight, logits = model.head.weight.detach().double(), found.logits[0]
     top = logits.argmax(-1)
     exact = [
@@ -255,3 +251,15 @@ def test_one_run_of_all_contexts_is_its_own_join(case) -> None:
     whole = measure(given.program, given.everywhere, embedded)
     same = joined([whole])
     assert all(np.array_equal(same.ranges[name].low, whole.ranges[name].low) for name in whole.ranges)
+
+
+def test_radii_that_are_tried_reach_down_from_the_last_that_could_pass() -> None:
+    found = ladder(2.0, 1.0, 8)
+    assert (found[0], len(found)) == (1.0, 8)
+    assert found[1:] / found[:-1] == pytest.approx(0.5)
+    assert ladder(0.0, 1.0, 8).size == 0
+
+
+def test_a_radius_that_nobody_tried_is_refused(case) -> None:
+    with pytest.raises(ConfigError, match=r"^nothing was tried at radius 0.05; expected one of those given to proof$"):
+        case[2].moved(0.05)

@@ -31,8 +31,8 @@ from certkit.language.threat import Domain, domain
 from certkit.models.gpt import AtEmbeddings, LanguageModel
 
 PIECE = 8  # contexts executed at once: memory grows with this, time hardly falls
-STEPS = 32  # radii that are tried below the largest, each a fixed share of the next
-SPAN = 2.0**-10  # the smallest of them, as a share of the largest
+STEPS = 32  # radii that are tried beside those that are asked for, each a fixed share of the next
+SPAN = 2.0**-8  # the smallest of them, as a share of the largest
 
 
 class Everywhere(nn.Module):
@@ -51,7 +51,8 @@ class Bounded:
     """A language model's bounds over all token sequences of one length, on a domain of embeddings.
 
     ``everywhere`` is the ledger for every token moving by the radius, ``jointly`` for all tokens together moving by it in
-    l2. ``source`` names the value that the head reads, ``pairs`` are |W_i - W_j|, its factors included, rounded up.
+    l2; ``deployed`` is that of the program in the model's own arithmetic. ``source`` names the value that the head reads,
+    ``pairs`` are |W_i - W_j|, its factors included, rounded up.
     """
 
     program: Program
@@ -59,6 +60,7 @@ class Bounded:
     domain: Domain
     everywhere: Ledger
     jointly: Ledger
+    deployed: Ledger
     source: str
     pairs: Floats
 
@@ -82,6 +84,8 @@ def bounded(model: LanguageModel, context: int, reach: float) -> Bounded:
     program = export(AtEmbeddings(model).eval(), shape)
     interpret = Interpreter(program)
     everywhere, jointly = (interpret(norm, found.box, token_size=found.longest) for norm in ("token", "l2"))
+    arithmetic = "float64" if program.dtype is torch.float64 else "float32"
+    deployed = interpret("token", found.box, token_size=found.longest, arithmetic=arithmetic)
     read = next(step for step in everywhere.steps if step.node == everywhere.pairs.node)
     if everywhere.pairs.l2 is None or read.rule != "part":
         raise Refusal(
@@ -94,6 +98,7 @@ def bounded(model: LanguageModel, context: int, reach: float) -> Bounded:
         domain=found,
         everywhere=everywhere,
         jointly=jointly,
+        deployed=deployed,
         source=read.inputs[0],
         pairs=_floats(everywhere.pairs.l2),
     )
@@ -130,6 +135,15 @@ class Proof:
             found = np.where(reached[:, None] < self.room, radius, found)
         return found
 
+    def moved(self, radius: float) -> Floats:
+        """``everywhere`` at one radius that was tried, or 0."""
+        if not radius:
+            return np.zeros(len(self.room))
+        place = int(np.searchsorted(self.radii, radius))
+        if place == len(self.radii) or self.radii[place] != radius:
+            raise ConfigError(f"nothing was tried at radius {radius}; expected one of those given to proof")
+        return np.asarray(self.everywhere[place])
+
     def change(self, y_NT: NDArray[np.int64], moved: Floats) -> Floats:
         """How far the log-probability of each true token can change, (N, T), for ``moved`` (N,) at one radius.
 
@@ -158,31 +172,69 @@ class Proof:
         return np.asarray(value + slack)
 
 
-def proof(given: Bounded, embedded_NTD: Tensor, radii: Sequence[float], *, piece: int = PIECE) -> Proof:
-    """What is proved of every position of these contexts at these radii, none above the reach of ``given``.
+def proof(
+    given: Bounded, embedded_NTD: Tensor, eps: Sequence[float], *, steps: int = STEPS, piece: int = PIECE
+) -> Proof:
+    """What is proved of every position of these contexts at the radii ``eps``, none above the reach of ``given``.
 
-    Contexts are executed ``piece`` at a time, and only numbers per context are kept of what lies between the embeddings
-    and the logits. Balls grow from one radius to the next, and what a larger one proves of the movement holds on the
-    smaller.
+    ``steps`` radii more are tried for the radius of each position. Contexts are executed ``piece`` at a time, and only
+    numbers per context are kept of what lies between the embeddings and the logits. Balls grow from one radius to the next,
+    and what a larger one proves of the movement holds on the smaller.
     """
-    tried = np.unique(np.asarray([0.0, *radii]))
-    if tried[0] < 0 or tried[-1] > given.domain.reach:
+    if not all(0 <= radius <= given.domain.reach for radius in eps):
         raise ConfigError(f"radii must be between 0 and {given.domain.reach}, the reach of the bounds")
     parts = torch.split(embedded_NTD, piece)
     logits = np.concatenate([centres(given.whole, part).numpy() for part in parts])
     if not np.isfinite(logits).all():
         raise Refusal("the model's logits are NaN or infinite on some contexts; nothing can be certified there")
     seen = joined([measure(given.program, given.everywhere, part) for part in parts])
-    moved = [_moved(given, ledger, seen, tried, len(embedded_NTD)) for ledger in (given.everywhere, given.jointly)]
+    free = room(logits, given.pairs, given.error)
+    radii = np.unique([*eps, *ladder(_furthest(given, seen, free), given.domain.reach, steps)])
+    radii = radii[radii > 0]
+    moved = [_moved(given, ledger, seen, radii, len(free)) for ledger in (given.everywhere, given.jointly)]
     return Proof(
         logits=logits,
-        room=room(logits, given.pairs, given.error),
-        radii=tried[1:],
+        room=free,
+        radii=radii,
         everywhere=moved[0],
         jointly=moved[1],
         pairs=given.pairs,
         error=given.error,
     )
+
+
+def _furthest(given: Bounded, seen: Centre, free_NT: Floats) -> float:
+    """A radius beyond which no position can pass: the movement is at least the slope at the centre times the radius."""
+    with np.errstate(all="ignore"):
+        here = walk(ready(given.everywhere), seen, Ups(np.zeros(len(free_NT)))).bounds[given.source]
+        slope = Ups.of(here.within(frozenset({len(here.shape) - 1})).gain).value
+        ends = np.where(np.isfinite(free_NT), free_NT, 0.0).max(axis=1) / slope
+    return float(np.nan_to_num(ends, posinf=0.0).max())
+
+
+def ladder(furthest: float, reach: float, steps: int) -> NDArray[np.float64]:
+    """Radii of equal ratios up to the smaller of two, ``SPAN`` from the first to the last; none where nothing is certified."""
+    top = min(furthest, reach)
+    return np.asarray(top * SPAN ** (np.arange(steps) / steps)) if top > 0 else np.zeros(0)
+
+
+def agreement(
+    given: Bounded, model: LanguageModel, embedded_NTD: Tensor, logits: Floats, *, piece: int = PIECE
+) -> float:
+    """The largest difference between the module's own logits and those of the graph in float64.
+
+    Raises Refusal when rounding does not explain it: then the graph is not the function that runs.
+    """
+    with torch.no_grad():
+        own = torch.cat([model.from_embeddings(part).double() for part in torch.split(embedded_NTD, piece)]).numpy()
+    allowed = (given.deployed.pairs.error.to_float() + given.error) / 2
+    difference = float(np.abs(own - logits).max())
+    if not difference <= allowed:
+        raise Refusal(
+            f"the module and its exported graph differ by {difference:.3g}, more than rounding explains ({allowed:.3g}); "
+            "the graph is not the function that runs, so no certificate"
+        )
+    return difference
 
 
 def room(logits: Floats, pairs: Floats, error: float) -> Floats:
@@ -201,17 +253,19 @@ def room(logits: Floats, pairs: Floats, error: float) -> Floats:
     return np.asarray(np.maximum(each.min(axis=-1), 0.0))
 
 
-def _moved(given: Bounded, ledger: Ledger, seen: Centre, tried: Floats, count: int) -> Floats:
-    """Per radius but the first, 0, and context: how far any token of what the head reads moves; never falling with the radius."""
-    steps, inner, found = ready(ledger), None, []
+def _moved(given: Bounded, ledger: Ledger, seen: Centre, radii: Floats, count: int) -> Floats:
+    """Per radius and context: how far any token of what the head reads moves; never falling with the radius."""
+    steps, found = ready(ledger), []
     with np.errstate(all="ignore"):
-        for radius in tried:
+        inner = walk(steps, seen, Ups(np.zeros(count)))
+        for radius in radii:
             inner = walk(steps, seen, Ups(np.full(count, radius)), inner)
             bound = inner.moved[given.source]
             size = bound.within(frozenset({len(bound.shape) - 1})).size
             found.append(np.broadcast_to(Ups.of(size).value, count))
-    largest_first = np.minimum.accumulate(np.array(found[1:])[::-1], axis=0)
-    return np.asarray(largest_first[::-1])
+    if not found:
+        return np.zeros((0, count))
+    return np.asarray(np.minimum.accumulate(np.array(found)[::-1], axis=0)[::-1])
 
 
 def joined(parts: Sequence[Centre]) -> Centre:
@@ -241,10 +295,3 @@ def joined(parts: Sequence[Centre]) -> Centre:
             ),
         )
     return found
-
-
-def ladder(eps: Sequence[float], *, steps: int = STEPS) -> tuple[float, ...]:
-    """Radii to try: those that were asked for, and below the largest a scale of equal ratios, for the radius of a position."""
-    largest = max(eps)
-    scale = largest * SPAN ** (np.arange(steps) / steps)
-    return tuple(float(radius) for radius in np.unique([*scale, *eps]))

@@ -1,0 +1,201 @@
+"""What is written of a language model: language.json and stability.json. No torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from certkit.records import (
+    CertifiedAt,
+    Count,
+    Environment,
+    Eps,
+    File,
+    Provenance,
+    Rate,
+    Record,
+    Sha256,
+    Subject,
+    Verdict,
+)
+
+Distance = Annotated[float, Field(ge=0)]
+
+
+class Text(Record):
+    """Which tokens: those of ``certkit.text.tokens.TextData``, whose record this repeats without torch."""
+
+    name: str
+    split: str
+    count: Count
+    sha256: Sha256
+    vocabulary: Annotated[int, Field(ge=1)]
+    tokenizer: str
+
+
+class AttackedAt(Record):
+    """How many positions are right and withstood every attack up to a radius: an upper bound of the truth."""
+
+    eps: Eps
+    robust: Rate
+
+
+class Curve(Record):
+    """Certified and attacked next-token accuracy over the radius, for one way to choose the tokens that move.
+
+    ``tokens`` of them move, wherever they stand, each by at most eps; None is all. Attacks move the last ``tokens``. Over
+    all positions of all contexts, or with ``positions`` ``last`` over the last of each.
+    """
+
+    moves: str
+    tokens: Annotated[int, Field(ge=1)] | None
+    positions: Literal["all", "last"]
+    certified: tuple[CertifiedAt, ...]
+    attacked: tuple[AttackedAt, ...]
+    median_radius: Distance
+    contradictions: Count
+
+
+class LossAt(Record):
+    """Upper bounds when every token moves by at most eps: of the mean loss in nats, and of its mean change either way."""
+
+    eps: Eps
+    loss: float
+    change: Distance
+
+
+class Slope(Record):
+    """Lipschitz bounds of the logits, from the largest RMS of an embedding to the RMS of the logits of one position.
+
+    ``sound`` is the ledger's, all heads and scales and the head counted. ``published`` is what the formula of arXiv
+    2507.13338, as its code computes it, gives for the same weights: it is no upper bound. ``factor`` is the first over the
+    second. ``token`` is the ledger's from l2 to l2. A text, as it may lie beyond float64.
+    """
+
+    sound: str
+    token: str
+    published: float | None
+    factor: float | None
+
+
+class Words(Record):
+    """The table of embeddings: the longest row, in l2 and as RMS, and how near the two nearest tokens lie."""
+
+    longest: Distance
+    rms: Distance
+    nearest: Distance
+
+
+class Substitution(Record):
+    """A text with tokens replaced, which leaves the threat unless ``distance`` is small.
+
+    ``radius`` is the certified one of the last position, ``places`` were changed from ``before`` to ``after``.
+    """
+
+    kind: Literal["greedy coordinate gradient", "mistyped"]
+    context: Count
+    broken: bool
+    places: tuple[Count, ...]
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    distance: Distance
+    jointly: Distance
+    radius: Distance
+
+
+class Shown(Record):
+    """One context, position by position: what follows, what is predicted, the certified radius, the nearest example."""
+
+    context: Count
+    tokens: tuple[str, ...]
+    true: tuple[str, ...]
+    predicted: tuple[str, ...]
+    certified: tuple[Distance, ...]
+    attacked: tuple[Distance | None, ...]
+
+
+class LanguageAudit(Record):
+    """What is proved of a language model on a text, and what attacks made of it.
+
+    ``ledger`` proves ``everywhere``; it derives again from its evidence. ``loss`` is the mean in nats, ``positions`` all
+    positions of all contexts.
+    """
+
+    format: Literal[1] = 1
+    kind: Literal["certkit.language"] = "certkit.language"
+    subject: Subject
+    data: Text
+    context: Count
+    contexts: Count
+    positions: Count
+    verdict: Verdict
+    verdict_reason: str
+    clean: Rate
+    loss: float
+    slope: Slope
+    words: Words
+    curves: tuple[Curve, ...]
+    losses: tuple[LossAt, ...]
+    campaign: str
+    substitutions: tuple[Substitution, ...]
+    shown: tuple[Shown, ...]
+    table: File
+    ledger: dict[str, Any]
+    pair_gain: tuple[tuple[float, ...], ...]
+    pair_error: float
+    assumptions: tuple[str, ...]
+    environment: Environment
+    provenance: Provenance
+
+
+class Largest(Record):
+    """The largest absolute entry inside one part: over a data set, and proved over all token sequences; a text, as it may be huge."""
+
+    part: str
+    measured: Distance
+    certified: str
+
+
+class Fit(Record):
+    """Whether a format holds the entries: its largest number over the largest entry, measured and certified, rounded down.
+
+    ``fits`` says that no sequence of tokens can exceed the format, as proved.
+    """
+
+    name: str
+    largest: float
+    headroom: Distance
+    certified_headroom: Distance
+    fits: bool
+
+
+class Steps(Record):
+    """What metrics.jsonl tells of a training run: figures over all lines that have them."""
+
+    lines: Count
+    steps: Count
+    loss: float
+    largest_loss: float
+    spikes: Count
+    median_gradient_norm: Distance
+    largest_gradient_norm: Distance
+    norm_over_cap: dict[str, Distance]
+
+
+class Stability(Record):
+    """The stability audit of one checkpoint, and of the run that made it, where its metrics lie beside it."""
+
+    format: Literal[1] = 1
+    kind: Literal["certkit.stability"] = "certkit.stability"
+    subject: Subject
+    data: Text
+    context: Count
+    contexts: Count
+    entries: tuple[Largest, ...]
+    scores: tuple[Largest, ...]
+    norms: dict[str, Distance]
+    fits: tuple[Fit, ...]
+    training: Steps | None
+    environment: Environment
+    provenance: Provenance
