@@ -277,6 +277,36 @@ def test_a_sample_outside_the_box_is_refused() -> None:
         local_bounds(at.program, at.ledger, torch.tensor([[1.5, 0, 0, 0, 0, 0]]), 0.1)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_sample_that_is_no_point_is_refused(bad: float) -> None:
+    at = subject("tanh, sigmoid, softplus", "l2")
+    with pytest.raises(Refusal, match=r"^a sample holds NaN or infinity; there is no ball around it$"):
+        local_radii(at.program, at.ledger, torch.tensor([[bad, 0, 0, 0, 0, 0]]), at.logits[:1])
+
+
+def test_a_token_that_is_longer_than_those_of_the_domain_is_refused() -> None:
+    net = Net(lambda n, x: F.linear(x, n.a).mean(1), a=(3, 4)).eval()
+    program = export(net, (2, 4))
+    ledger = Interpreter(program)("token", (-1.0, 1.0), token_size=1.0)
+    local_bounds(program, ledger, torch.full((1, 2, 4), 0.49), 0.1)
+    with pytest.raises(Refusal, match=r"^a sample has a token of length 1.02, longer than the 1 of the certificate$"):
+        local_bounds(program, ledger, torch.full((1, 2, 4), 0.51), 0.1)
+
+
+@pytest.mark.parametrize("radius", [-1.0, math.nan])
+def test_a_radius_that_is_none_is_refused(radius: float) -> None:
+    at = subject("tanh, sigmoid, softplus", "l2")
+    with pytest.raises(Refusal, match=rf"^a ball has a radius of at least 0, got {radius}$"):
+        local_bounds(at.program, at.ledger, at.images, radius)
+
+
+def test_of_no_samples_there_are_no_radii() -> None:
+    at = subject("layer norm and attention", "l2")
+    found = local_radii(at.program, at.ledger, at.images[:0], at.logits[:0])
+    assert found.radius.shape == found.error.shape == (0,)
+    assert found.gain.shape == (0, 3)
+
+
 def test_more_passes_never_prove_less() -> None:
     at = subject("layer norm and attention", "l2")
     few, many = (local_radii(at.program, at.ledger, at.images, at.logits, passes=n).radius for n in (6, 14))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.fx import Node
 
 from certkit.bounds.bound import Axes
 from certkit.bounds.ledger import Ledger, Step
-from certkit.bounds.number import Interval
+from certkit.bounds.number import Interval, Up
 from certkit.engine.execute import CHUNK, run
 from certkit.engine.local.numbers import Floats, Intervals, Ups
 from certkit.engine.program import Program
@@ -65,21 +66,40 @@ def axes_of(step: Step) -> list[Axes]:
 def measure(program: Program, ledger: Ledger, images: Tensor) -> Centre:
     """Run the images (N, ...) through the graph in float64, a chunk at a time, and keep only numbers per sample.
 
-    Raises Refusal for an image outside the box: its ball's part of the box need not hold the way to it.
+    Raises Refusal for an image outside the ledger's domain: its ball's part of the domain need not hold the way to it.
     """
-    box = next((step.bound.range for step in ledger.steps if step.rule == "input"), None)
-    if box is not None and len(images):
-        low, high = (float(end) for end in torch.aminmax(images))
-        if not box.holds(Interval.of(low, high)):
-            raise Refusal(f"a sample has entries in [{low:.6g}, {high:.6g}], outside the box {box} of the certificate")
+    for step in ledger.steps:
+        if step.rule == "input":
+            _within(step, images.to(torch.float64))
     observer = _Observer(program, ledger)
 
     def one(image: Tensor) -> Tensor:
         return observer.look(image.unsqueeze(0))
 
+    some = images if len(images) else torch.zeros(1, *images.shape[1:])  # to know which numbers there are none of
     with torch.no_grad():
-        pieces = [torch.func.vmap(one)(piece.to(torch.float64)) for piece in torch.split(images.cpu(), CHUNK)]
-    return observer.centre(np.ascontiguousarray(torch.cat(pieces).numpy().T))
+        pieces = [torch.func.vmap(one)(piece.to(torch.float64)) for piece in torch.split(some.cpu(), CHUNK)]
+    return observer.centre(np.ascontiguousarray(torch.cat(pieces)[: len(images)].numpy().T))
+
+
+def _within(step: Step, images: Tensor) -> None:
+    """Refuse images outside the box, or with tokens that are longer than the domain's, if it says so."""
+    if not len(images):
+        return
+    low, high = (float(end) for end in torch.aminmax(images))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise Refusal("a sample holds NaN or infinity; there is no ball around it")
+    box = step.bound.range
+    if box is not None and not box.holds(Interval.of(low, high)):
+        raise Refusal(f"a sample has entries in [{low:.6g}, {high:.6g}], outside the box {box} of the certificate")
+    if "token_size" in step.evidence:
+        computed = images.square().sum(-1).amax().sqrt().numpy()
+        longest = float(_enlarged(computed, images.shape[-1]).value)
+        if Up.of(longest) > step.evidence["token_size"]:
+            limit = step.evidence["token_size"].to_float()
+            raise Refusal(
+                f"a sample has a token of length {longest:.6g}, longer than the {limit:.6g} of the certificate"
+            )
 
 
 class _Observer:

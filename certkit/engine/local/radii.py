@@ -16,6 +16,7 @@ from certkit.engine.local.centre import Centre, measure
 from certkit.engine.local.numbers import Floats, Ups, as_up
 from certkit.engine.local.walk import Balls, Known, executed, ready, selected, walk
 from certkit.engine.program import Program
+from certkit.errors import Refusal
 
 PASSES = 8
 FIRST = 4  # the first ball tried is this part of where the bound at the centre alone would end, or the box's
@@ -64,7 +65,10 @@ def local_bounds(
 
     Numbers are ``certkit.engine.local.numbers.Ups`` and ``Intervals``, with one entry per image, or one for all. With
     ``deployed`` the errors are those of that ledger's arithmetic.
+    Raises Refusal for a radius that is NaN or negative.
     """
+    if not (np.asarray(radius) >= 0).all():
+        raise Refusal(f"a ball has a radius of at least 0, got {radius}")
     with np.errstate(all="ignore"):
         centre = measure(program, ledger, images)
         steps = ready(ledger)
