@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from certkit.campaign import Campaign, eligible, hits
-from certkit.records import AttackNorm, AttackSpec, Check
+from certkit.records import AttackNorm, AttackSpec, Budget, Check
 from certkit.shards import Flags, Images, Whole
 
-from .backend import STARTED, Proposer
+from .backend import STARTED, Proposer, affordable, steps_of
 from .checks_model import Status, gradient
 from .draws import generator, start
 from .engine import Engine
@@ -54,8 +54,8 @@ class Probes:
         """EV11: twice the steps break nothing new; and no unit was stopped by a limit."""
         stopped = self.campaign.units_planned - self.campaign.units_executed
         spec, figure, broken = self._strongest(), "", None
-        if spec is not None:
-            steps = 2 * int(spec.settings.get("steps", 50))
+        if spec is not None and (once := steps_of(spec)) is not None:
+            steps = 2 * once
             longer = spec.model_copy(update={"settings": {**spec.settings, "steps": steps}})
             broken = self._again(longer, range(1))
             figure = (
@@ -178,8 +178,7 @@ class Probes:
             )
             proposer = self._beside(target)
             for spec in specs:
-                shorter = min(int(spec.settings.get("steps", 50)), 100)
-                brief = spec.model_copy(update={"settings": {**spec.settings, "steps": shorter}})
+                brief = affordable(spec, Budget(steps=100, queries=None, seconds=None))
                 broken = np.zeros(len(self.rows), np.bool_)
                 for restart in range(min(int(spec.settings.get("restarts", 1)), 2)):
                     if not broken.all():

@@ -450,6 +450,19 @@ def test_a_defence_that_only_hides_is_caught_by_these_checks(
     assert campaign.validity == "invalid"
 
 
+@pytest.mark.parametrize(
+    ("name", "figure"),
+    [
+        ("L2FastGradientAttack", "nothing to run for longer"),
+        ("L2BasicIterativeAttack", "L2BasicIterativeAttack with 20 steps breaks "),
+    ],
+)
+def test_convergence_is_asked_of_twice_the_steps_that_were_taken(name: str, figure: str, tmp_path: Path) -> None:
+    model = Linear()
+    campaign = run(model, toy(model), tmp_path, suite="none", attacks=[name], eps=["0.01"])
+    assert check(campaign, "EV11").figure.startswith(figure)
+
+
 def test_a_model_handed_over_in_training_mode_is_flagged(tmp_path: Path) -> None:
     model = Linear().train()
     found = check(run(model, toy(model), tmp_path), "EV03")
