@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from certkit.records import Audit, CertifiedAt
 
+from .rounding import exact
+
 
 @dataclass(frozen=True, slots=True)
 class Claims:
@@ -41,7 +43,16 @@ class Claims:
 def exact_refuted(audit: Audit) -> bool:
     """Whether the claim about exact arithmetic is refuted: also where a refuted audit does not say by what."""
     kinds = {one.refutes for one in audit.contradictions}
-    return audit.verdict == "REFUTED" and ("exact arithmetic" in kinds or "float execution" not in kinds)
+    too_steep = any(row.attained is not None and _above(row.attained, row.gain) for row in audit.ledger)
+    return audit.verdict == "REFUTED" and ("exact arithmetic" in kinds or "float execution" not in kinds or too_steep)
+
+
+def _above(attained: str, gain: str) -> bool:
+    """Whether a slope was attained that the gain forbids; a text that is no number says nothing."""
+    try:
+        return exact(attained) > exact(gain)
+    except ValueError:
+        return False
 
 
 def rounding(audit: Audit) -> str:

@@ -29,6 +29,7 @@ from .columns import block, column, missing
 from .findings import NORMS, Findings
 from .rounding import Direction, Number, percent, significant
 from .standards import mappings
+from .tree import tree
 
 LONGEST = 2_000  # characters of one value; a record may hold more, a page need not
 
@@ -90,6 +91,7 @@ def render(audit: Audit) -> str:
         standings=STANDINGS,
         ablations=ABLATIONS,
         norms=NORMS,
+        tree=tree(audit.ledger),
         standards=mappings(audit),
         figures=_figures(audit),
         bins=figures.bins(audit),

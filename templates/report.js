@@ -179,6 +179,19 @@
     }
   });
 
+  const unfold = byId("unfold");
+  if (unfold) {
+    unfold.hidden = false;
+    const parts = [...document.querySelectorAll(".tree details")];
+    const button = unfold.firstElementChild;
+    button.addEventListener("click", () => {
+      const open = parts.some((part) => !part.open);
+      parts.forEach((part) => { part.open = open; });
+      button.textContent = open ? "Close all modules" : "Open all modules";
+    });
+    unfold.hidden = !parts.length;
+  }
+
   let closed = [];
   addEventListener("beforeprint", () => {
     closed = [...document.querySelectorAll("details:not([open])")];

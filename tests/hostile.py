@@ -23,6 +23,9 @@ PAYLOADS = {
     "comment": "<!--<script>--><![CDATA[",
     "bidi": "safe\u202egnihton\u2066\u200f\u200b",
     "ansi": "\x1b[31mred\x1b[0m\r\n\x00\x07\x7f\x9b",
+    "formula": '=HYPERLINK("javascript:window.pwned=1";"@SUM(1)")\t+cmd|\' /C calc\'!A0',
+    "workflow": "::error::x%0A::add-mask::y\n::stop-commands::z",
+    "markdown": "[x](javascript:window.pwned=1) ![x](x) @everyone #1 `x` |---|",
     "entity": "&lt;script&gt;&#60;b&#62;",
 }
 

@@ -179,8 +179,26 @@ def test_a_link_to_any_sample_shows_it(opened: Any) -> None:
     reader = opened(audit)
     hidden = next(s.index for s in audit.samples if not reader.page.locator(f"#s{s.index}").count())
     reader.page.evaluate(f"location.hash = 's{hidden}'")
-    reader.page.wait_for_function(f"document.getElementById('s{hidden}')")
+    reader.page.locator(f"#s{hidden}").wait_for()
     assert reader.column(1)[0] == str(hidden)
+
+
+def test_the_ledger_folds_by_keyboard_and_a_link_into_it_opens_it(opened: Any) -> None:
+    reader = opened(example_audit(12))
+    page = reader.page
+    last = page.locator("#ledger tr").last
+    assert not last.is_visible()
+    page.evaluate(f"location.hash = '{last.get_attribute('id')}'")
+    last.wait_for(state="visible")
+    first = page.locator("#ledger summary").first
+    first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#ledger details").first.get_attribute("open") is not None
+    page.get_by_role("button", name="Open all modules").click()
+    assert page.locator("#ledger details:not([open])").count() == 0
+    page.get_by_role("button", name="Close all modules").click()
+    assert page.locator("#ledger details[open]").count() == 0
+    assert reader.complaints == []
 
 
 def test_the_audit_can_be_copied_as_json_without_any_clipboard(opened: Any) -> None:

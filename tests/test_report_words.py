@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, get_args
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from certkit.records import Audit, Sample, Verdict
 from certkit.reports import render
 from certkit.reports.findings import FEWEST_ROWS, MOST_ROWS, Findings, commands
 from certkit.reports.page import SECTIONS
+from certkit.reports.tree import Part, Run, tree
 from tests.audits import audit_with, example_audit, page_of, point, rate, with_float_gaps
 from tests.pages import Page
 
@@ -184,6 +188,14 @@ def test_a_refuted_execution_leaves_the_exact_claim_standing() -> None:
     assert "Nothing of rounding: what was claimed of the float32 execution is refuted." in text
 
 
+def test_a_slope_above_its_gain_refutes_the_exact_claim_whatever_else_is_refuted() -> None:
+    audit = refuting_the_execution(example_audit(60, "REFUTED"))
+    steep = audit.ledger[1].model_copy(update={"attained": "1.5", "gain": "1.25"})
+    text = " ".join(Page(render(audit.model_copy(update={"ledger": (steep,)}))).text.split())
+    assert "read none of its figures on this page as proved" in text
+    assert "Claimed, and refuted" in text
+
+
 def test_with_the_exact_claim_the_one_about_the_execution_falls() -> None:
     text = " ".join(Page(page_of("REFUTED")).text.split())
     assert "Claimed, and refuted" in text
@@ -195,6 +207,50 @@ def test_what_the_whole_box_proves_alone_stands_beside_what_the_samples_own_ball
     page = Page(render(audit))
     assert str(audit.without_local.median_radius) in {value for value, _ in page.data["without_local.median_radius"]}
     assert f"{audit.without_local.improved} of 60 samples have a larger radius by their own ball." in page.text
+
+
+# The ledger by module
+
+
+modules = st.lists(st.lists(st.sampled_from(["a", "b", "0"]), max_size=9).map(".".join), max_size=12)
+
+
+def unfolded(parts: tuple[Part | Run, ...]) -> list[int]:
+    return [at for part in parts for at in (part.steps if isinstance(part, Run) else unfolded(part.inside))]
+
+
+def within(parts: tuple[Part | Run, ...], above: str = "") -> Iterator[tuple[str, int]]:
+    for part in parts:
+        if isinstance(part, Run):
+            assert part.within == above
+            yield from ((above, at) for at in part.steps)
+        else:
+            assert part.path == f"{above}.{part.name}".lstrip(".")
+            assert [part.first, part.last] == [unfolded(part.inside)[0], unfolded(part.inside)[-1]]
+            yield from within(part.inside, part.path)
+
+
+@given(modules)
+@example(["." * 3000, ".".join("a" * 3000)])
+def test_the_tree_holds_every_step_once_in_order_under_its_own_module(names: list[str]) -> None:
+    row = example_audit(8).ledger[0]
+    ledger = [row.model_copy(update={"module": name}) for name in names]
+    parts = tree(ledger)
+    assert unfolded(parts) == list(range(len(names)))
+    for path, at in within(parts):
+        assert f"{names[at].strip('.')}.".startswith(f"{path}." if path else "")
+
+
+def test_a_module_stands_with_the_bounds_at_its_end() -> None:
+    audit = example_audit(8)
+    html = render(audit)
+    assert len(re.findall(r'<tr id="op-\d+">', html)) == len(audit.ledger)
+    summary = re.search(
+        r"<summary><span class=\"module\"><code>blocks</code>.*?</summary>", html.replace(".<wbr>", ".")
+    )
+    assert summary
+    last = max(at for at, row in enumerate(audit.ledger) if row.module.startswith("blocks."))
+    assert f'<data value="{audit.ledger[last].gain}" data-path="ledger.{last}.gain">' in summary[0]
 
 
 # Where the deployed program errs and the exact function does not
