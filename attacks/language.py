@@ -77,7 +77,9 @@ def pgd(
     """Projected gradient descent in the largest l2 move of a token, on the sum of all positions' leads at once.
 
     Each step follows the gradient token by token to its own length, the steepest in this norm, and goes back onto the ball;
-    positions that are broken leave the sum, so that the rest are pushed on. Radii run upward, with a random start each.
+    positions that are broken leave the sum, so that the rest are pushed on. Radii run upward, with a random start each. The
+    first restart pushes the strongest rival, the next ones the rivals by their rank on the text itself, as the strongest is
+    not always the nearest.
     ``movable_NT`` says which tokens may move (all), ``judged_NT`` which positions are attacked (all): with the last alone
     this is an ordinary attack on the next token.
     """
@@ -85,8 +87,11 @@ def pgd(
     free = torch.ones(x_NTD.shape[:2]) if movable_NT is None else movable_NT.to(x_NTD.dtype)
     wanted = torch.ones(y_NT.shape, dtype=torch.bool) if judged_NT is None else judged_NT
     source = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        clean = model(x_NTD)
+        ranked_NTV = clean.scatter(-1, y_NT.unsqueeze(-1), -torch.inf).argsort(dim=-1, descending=True)
     for radius in sorted(radii):
-        for _ in range(restarts):
+        for restart in range(restarts):
             start = torch.randn(x_NTD.shape, generator=source)
             move = free.unsqueeze(-1) * start * (radius / (start.norm(dim=-1, keepdim=True) + TINY))
             for step in range(steps + 1):
@@ -96,9 +101,10 @@ def pgd(
                 _saw(found, x_NTD, move, logits, y_NT)
                 if step == steps:
                     break
-                (gradient,) = torch.autograd.grad((lead * (wanted & (lead > 0))).sum(), move)
+                goal = lead if restart == 0 else _over(logits, y_NT, ranked_NTV[..., restart - 1])
+                (gradient,) = torch.autograd.grad((goal * (wanted & (lead > 0))).sum(), move)
                 with torch.no_grad():
-                    pace = 2.5 * radius / steps * (1 - 0.9 * step / steps)
+                    pace = 5 * radius / steps * (1 - 0.9 * step / steps)  # the ball is crossed, whatever the start
                     move = free.unsqueeze(-1) * (move - pace * _directions(gradient))
                     move = move * (radius / (move.norm(dim=-1, keepdim=True) + TINY)).clamp(max=1.0)
     return found
@@ -136,6 +142,12 @@ def ddn(
             move = free.unsqueeze(-1) * (move - pace * _directions(gradient))
             move = move * (length_N[:, None, None] / (move.norm(dim=-1, keepdim=True) + TINY)).clamp(max=1.0)
     return found
+
+
+def _over(logits_NTV: Tensor, y_NT: Tensor, rival_NT: Tensor) -> Tensor:
+    """The lead of each label over one rival, (N, T)."""
+    both = logits_NTV.gather(-1, torch.stack([y_NT, rival_NT], dim=-1))
+    return both[..., 0] - both[..., 1]
 
 
 def _directions(gradient: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class Inputs:
 def load_inputs(checkpoint: Path, given: dict[str, Any]) -> Inputs:
     """The network and the samples that the options name, read once."""
     from certkit.data import load
+    from certkit.models.gpt import LanguageModel
 
     model, subject = load_model(
         checkpoint,
@@ -37,6 +38,11 @@ def load_inputs(checkpoint: Path, given: dict[str, Any]) -> Inputs:
         allow_pickle=given["allow_pickle"],
         normalisation=given.get("normalisation"),
     )
+    if isinstance(model, LanguageModel):
+        raise CheckpointError(
+            f"{one_line(checkpoint.name, 120)}: {subject.architecture} reads text, and this command reads images; "
+            "run certkit language CHECKPOINT --data FOLDER_OF_TEXT --out FOLDER"
+        )
     samples = load(given["data"], given["split"], limit=given["limit"])
     compare_runtime(checkpoint, model, samples)
     return Inputs(model, subject, samples)
