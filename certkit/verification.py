@@ -30,7 +30,7 @@ from certkit.engine.interpret import Interpreter
 from certkit.engine.local import local_radii
 from certkit.engine.program import Program, export
 from certkit.errors import CheckpointError, ConfigError, DataError, Tampered, one_line
-from certkit.files import digest_file, load
+from certkit.files import digest, digest_file, load
 from certkit.machine import pinned
 from certkit.proof import load_certificate
 from certkit.records import Audit, Certificate, Record, Sha256, Subject
@@ -84,7 +84,7 @@ def verify(
     )
     steps = len(ledger.steps) + len(deployed.steps)
     found.verified("ledgers", f"{steps} steps derived again from their evidence, no difference")
-    _beside(directory, certificate, found)
+    _beside(directory, certificate, table, found)
     if model is None:
         found.open("evidence", "norms and other measurements are as stated: give --checkpoint to measure them again")
         found.open("logits and local radii", "need the checkpoint")
@@ -134,7 +134,7 @@ class _Findings:
         self.no.append(Statement(what=what, how=how))
 
 
-def _beside(directory: Path, certificate: Certificate, found: _Findings) -> None:
+def _beside(directory: Path, certificate: Certificate, table: Certified, found: _Findings) -> None:
     """Campaign and audit, where they stand beside the certificate."""
     if (directory / "campaign").exists():
         campaign = load_campaign(directory)
@@ -146,14 +146,41 @@ def _beside(directory: Path, certificate: Certificate, found: _Findings) -> None
     if not path.is_file():
         return
     audit = load(Audit, path)
-    for name in ("subject", "data", "threat", "input_shape", "clean", "median_radius"):
+    for name in SHARED:
         if getattr(audit, name) != getattr(certificate, name):
             raise Tampered(f"audit.json: {name} is not that of certificate.json; run certkit report again")
+    if tuple((point.eps, point.certified) for point in audit.curve) != tuple(
+        (point.eps, point.certified) for point in certificate.certified
+    ):
+        raise Tampered("audit.json: its curve is not that of certificate.json; run certkit report again")
+    stated = {"index": table.index, "label": table.label, "predicted": table.predicted, "margin": table.margin}
+    stated["radius"] = np.where(table.correct, table.radius, 0.0)
+    for name, column in stated.items():
+        if [getattr(sample, name) for sample in audit.samples] != column.tolist():
+            raise Tampered(f"audit.json: a {name} is not that of {certificate.table.name}; run certkit report again")
     files = (*audit.files, *audit.provenance.files)
+    if missing := {"certificate.json", certificate.table.name} - {file.name for file in files}:
+        raise Tampered(f"audit.json: gives no sha256 of {min(missing)}; run certkit report again")
     for file in files:
-        if not (directory / file.name).is_file() or digest_file(directory / file.name) != file.sha256:
+        if _sha256(directory, file.name) != file.sha256:
             raise Tampered(f"{one_line(file.name)}: is missing or was changed after audit.json was written")
     found.verified("audit.json", f"speaks of this certificate; sha256 of {len(files)} files as stated")
+    found.open("verdict", f"{audit.verdict} is as stated in audit.json; certkit report comes to it again")
+
+
+SHARED = (
+    "subject", "data", "threat", "input_shape", "claim", "clean", "median_radius", "without_local", "execution", "attention",
+    "assumptions", "environment",
+)  # fmt: skip
+SHARDS = "campaign/shards"  # a folder: its files share one digest, over their names and digests in order
+
+
+def _sha256(directory: Path, name: str) -> str | None:
+    """The digest that an audit gives of a file, or of all shards; None where there is none."""
+    if name != SHARDS:
+        return digest_file(directory / name) if (directory / name).is_file() else None
+    shards = sorted((directory / SHARDS).glob("*.parquet"))
+    return digest("".join(f"{path.name} {digest_file(path)}\n" for path in shards).encode())
 
 
 def _same_subject(certificate: Certificate, subject: Subject, found: _Findings) -> None:

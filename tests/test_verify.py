@@ -23,7 +23,6 @@ from certkit.bounds.ledger import main as derive_again
 from certkit.bounds.number import Up
 from certkit.certified import certified_counts, certify_rows, executed, median_radius, without_local
 from certkit.cli import main
-from certkit.data import Dataset
 from certkit.errors import CheckpointError, ConfigError, DataError, RuleViolation, Tampered
 from certkit.files import digest_file, load, save
 from certkit.records import Certificate
@@ -324,16 +323,71 @@ def test_a_digit_changed_in_a_bound_is_refused_from_the_files_alone(folder: Path
         verify(folder)
 
 
-def test_an_audit_is_checked_file_by_file(folder: Path) -> None:
-    data = Dataset.of(samples().images, samples().labels, name="random", classes=["0", "1", "2"])
-    certkit.audit(folder, model=model())
-    assert "audit.json" in what(verify(folder, model=model(), data=data))
-    value = json.loads((folder / "audit.json").read_text())
-    value["median_radius"] = value["median_radius"] + 1.0
-    (folder / "audit.json").write_text(json.dumps(value))
+@pytest.fixture(scope="module")
+def attacked(honest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An audit with a campaign."""
+    out = Path(shutil.copytree(honest, tmp_path_factory.mktemp("attacked") / "out"))
+    certkit.attack(model(), samples(), norm="l2", eps=["0.01", "0.1"], out=out)
+    certkit.audit(out, model=model())
+    return out
+
+
+@pytest.fixture
+def audit(attacked: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(attacked, tmp_path / "audit"))
+
+
+def test_an_honest_audit_is_verified_with_its_campaign(audit: Path) -> None:
+    found = verify(audit, model=model(), data=samples())
+    assert {"campaign", "audit.json"} <= {*what(found)}
+    assert "verdict" in [statement.what for statement in found.not_verified]
+
+
+FORGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "median": (
+        lambda value: value.update(median_radius=value["median_radius"] + 1.0),
+        "audit.json: median_radius is not that of certificate.json; run certkit report again",
+    ),
+    "execution": (
+        lambda value: value["execution"].update(median_radius=value["execution"]["median_radius"] + 1.0),
+        "audit.json: execution is not that of certificate.json; run certkit report again",
+    ),
+    "assumptions": (
+        lambda value: value.update(assumptions=[]),
+        "audit.json: assumptions is not that of certificate.json; run certkit report again",
+    ),
+    "curve": (
+        lambda value: value["curve"].pop(),
+        "audit.json: its curve is not that of certificate.json; run certkit report again",
+    ),
+    "a sample": (
+        lambda value: value["samples"][3].update(radius=9.0),
+        "audit.json: a radius is not that of certified.parquet; run certkit report again",
+    ),
+    "no digest": (
+        lambda value: value["provenance"].update(files=[]),
+        "audit.json: gives no sha256 of certificate.json; run certkit report again",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_an_audit_that_says_other_than_its_certificate_is_refused(audit: Path, name: str) -> None:
+    change, message = FORGED[name]
+    value = json.loads((audit / "audit.json").read_text())
+    change(value)
+    (audit / "audit.json").write_text(json.dumps(value))
     with pytest.raises(Tampered) as caught:
-        verify(folder)
-    assert str(caught.value) == ("audit.json: median_radius is not that of certificate.json; run certkit report again")
+        verify(audit)
+    assert str(caught.value) == message
+
+
+def test_shards_that_changed_after_the_audit_are_missed(audit: Path) -> None:
+    shards = audit / "campaign" / "shards"
+    shutil.copy(next(shards.glob("*.parquet")), shards / f"{'0' * 64}.parquet")
+    with pytest.raises(Tampered) as caught:
+        verify(audit)
+    assert str(caught.value) == "campaign/shards: is missing or was changed after audit.json was written"
 
 
 def test_the_command_says_what_was_verified_and_what_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
