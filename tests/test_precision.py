@@ -131,6 +131,22 @@ def test_a_weight_beyond_bf16_is_refused() -> None:
         rounded(net, "bf16")
 
 
+def test_a_scale_that_rounds_up_past_the_largest_number_is_refused_and_not_blamed_on_the_weight() -> None:
+    net = linear()
+    with torch.no_grad():
+        net[1].weight[0, 0] = torch.finfo(torch.float32).max  # type: ignore[index, operator, union-attr]
+    with pytest.raises(
+        Refusal,
+        match=r"^weight '1\.weight' cannot be rounded to int8: it holds 3\.403e\+38, which int8 rounds to infinity$",
+    ):
+        rounded(net, "int8")
+
+
+def test_a_float64_weight_is_cast_by_way_of_float32() -> None:
+    beside_a_tie = torch.tensor([1 + 2.0**-8 + 2.0**-40], dtype=torch.float64)
+    assert FORMATS["bf16"](beside_a_tie).item() == 1.0
+
+
 def test_an_unknown_format_gets_a_suggestion() -> None:
     message = r"^no number format is called 'bf61'; expected one of bf16, fp8-e4m3, fp8-e4m3-unscaled, int8; did you mean 'bf16'\?$"
     with pytest.raises(ConfigError, match=message):

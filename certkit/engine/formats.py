@@ -1,6 +1,7 @@
 """What becomes of a weight that is stored in fewer bits: the number formats, each with its rounding.
 
 A rounded weight is given in the dtype that it came in, as a program sees it that widens stored weights before it uses them.
+torch casts a float64 weight by way of float32, so that it may end beside the nearest number where it lay next to a tie.
 """
 
 from __future__ import annotations
@@ -18,11 +19,8 @@ INT8_LARGEST = 127.0
 
 
 def bf16(weight: Tensor) -> Tensor:
-    """To the nearest bfloat16, ties to even, as torch casts. Refusal for what is beyond its largest number, 3.39e38."""
-    found = weight.to(torch.bfloat16).to(weight.dtype)
-    if not bool(torch.isfinite(found).all()):
-        raise Refusal(f"it holds {float(weight.abs().max()):.4g}, which bf16 rounds to infinity")
-    return found
+    """To the nearest bfloat16, ties to even, as torch casts; what is beyond its largest number, 3.39e38, becomes infinity."""
+    return weight.to(torch.bfloat16).to(weight.dtype)
 
 
 def fp8_unscaled(weight: Tensor) -> Tensor:
@@ -87,9 +85,11 @@ def rounded(model: nn.Module, name: str) -> nn.Module:
             continue
         if not bool(torch.isfinite(parameter).all()):
             raise Refusal(f"weight {path!r} holds NaN or infinity; a network with such a weight has no bound")
-        try:
-            value = FORMATS[name](parameter.detach().cpu())
-        except Refusal as error:
-            raise Refusal(f"weight {path!r} cannot be rounded to {name}: {error}") from None
+        value = FORMATS[name](parameter.detach().cpu())
+        if not bool(torch.isfinite(value).all()):
+            largest = float(parameter.detach().abs().max())
+            raise Refusal(
+                f"weight {path!r} cannot be rounded to {name}: it holds {largest:.4g}, which {name} rounds to infinity"
+            )
         parameter.data = value.to(parameter.device)
     return twin
