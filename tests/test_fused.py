@@ -184,6 +184,25 @@ def test_slopes_of_activations_span_what_they_really_do(name: str) -> None:
     assert high - 1e-3 <= float(slope.max()) <= high
 
 
+TINY, HUGE = 1e-200, 1e200
+BEYOND = {
+    # The factors of the first term multiply to 1, by way of 1e-400.
+    "factors that vanish on the way": (lambda net, x: x * TINY * TINY * HUGE * HUGE + 0.5 * x.roll(1, 1), 1e150),
+    "squares of factors": (lambda net, x: x * HUGE - x.roll(1, 1) * HUGE, 1e-150),
+    "a product of matrices": (lambda net, x: F.linear(F.linear(x, net.w), net.w), 1e-150),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_products_that_leave_the_range_of_numbers_leave_the_bound_to_the_operators(name: str) -> None:
+    forward, end = BEYOND[name]
+    found = prove(Net(forward, w=1e160 * torch.eye(3, dtype=torch.float64)), (3,), box=(-end, end))
+    assert not {"combination", "expansion"} & {step.rule for step in found.ledger.steps}
+    node, step = found.nodes[-1]
+    moved = found.values(node, torch.full((1, 3), end, dtype=torch.float64)).abs().max()
+    assert float(moved) <= step.bound.within(frozenset()).gain.to_float() * end * (1 + NOISE)
+
+
 # --- What is left alone, and refused ----------------------------------------------------------------------------------
 
 

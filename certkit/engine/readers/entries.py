@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -21,6 +22,7 @@ Terms = list[tuple[Any, Any]]  # per term the number of an entry of the root, an
 JOINS = (aten.cat.default, aten.stack.default)
 MOVED = (*MOVES, aten.roll.default, aten.flip.default)
 MAX_TERMS, MAX_ENTRIES = 4, 1 << 23
+SMALLEST = 1e-290
 PRODUCTS = 2 * MAX_NODES * U  # how far a factor, a product of constants of a path, may be off, relative
 
 
@@ -85,10 +87,16 @@ def _of(node: Node, known: dict[Node, Terms], graph: Graph) -> Terms:
         return [(numbers, -factors) for numbers, factors in known[node.args[0]]]  # type: ignore[index]
     if (scaled := multiple(node, graph)) is not None:
         constant = torch.from_numpy(np.array(scaled[1]))
-        return [(numbers, factors * constant) for numbers, factors in known[scaled[0]]]
+        return [(numbers, _product(factors, constant)) for numbers, factors in known[scaled[0]]]
     added = summands(node, graph)
     assert added is not None
     return [(numbers, sign * factors) for sign, value in added for numbers, factors in known[value]]
+
+
+def _product(factors: Tensor, constant: Tensor) -> Tensor:
+    """Products of factors; NaN, for unknown, where one is so small that its rounding need not be relative."""
+    product = factors * constant
+    return torch.where((product.abs() < SMALLEST) & (factors != 0) & (constant != 0), torch.nan, product)
 
 
 def _joined(parts: list[Terms], node: Node) -> Terms:
@@ -131,6 +139,8 @@ def _measured(terms: Terms | None, shape: tuple[int, ...]) -> dict[str, float]:
     slack = (1 + 4 * longest * U) * (1 + 4 * PRODUCTS)
     # the last addends are what underflow can lose
     square, row = float(sums.max()) * slack + 1e-290, float(absolute.sum(axis=1).max()) * slack + 1e-290
+    if not math.isfinite(square + row):
+        return {}
     return {**found, "stretch": up(up(float(np.sqrt(up(square))))), "row": up(up(row))}
 
 

@@ -13,6 +13,7 @@ from certkit.bounds.rules.fused import AT_ZERO, SLOPES
 from certkit.bounds.spectral import U, absolute_norm, absolute_sums, largest, spectral_norm, up
 from certkit.engine.readers.subgraph import SAME, Array, Found, gathered, linear_of, multiple, summands
 from certkit.engine.reading import Graph
+from certkit.errors import Refusal
 
 aten = torch.ops.aten
 FUNCTIONS: dict[Any, str] = {
@@ -40,9 +41,9 @@ def expansion(node: Node, graph: Graph) -> Found | None:
         return None
     ways = [pieces(root, inner, graph) for root, inner in found]
     values = list(dict.fromkeys(value for way in ways for value, _, _ in way))
-    evidence = graph.measured(
-        ("expansion", node.name), lambda: measured([maps(root, inner, graph) for root, inner in found])
-    )
+    evidence = graph.measured(("expansion", node.name), lambda: measured(found, graph))
+    if not evidence:
+        return None
     terms = [[[values.index(value), name, middle] for value, name, middle in way] for way in ways]
     bare = all(_bare(inner, graph) for _, inner in found)
     return Found("expansion", values, {"terms": terms, "bare": bare}, evidence)
@@ -197,10 +198,16 @@ def maps(root: Node, inner: list[Node], graph: Graph) -> list[Map]:
     return [*found, counts[root]]
 
 
-def measured(ways: list[list[Map]]) -> dict[str, float]:
-    return {
-        f"{kind}{way}.{place}": size
-        for way, found in enumerate(ways)
-        for place, each in enumerate(found)
-        for kind, size in (("sigma", each.stretch()), ("row", each.row()))
-    }
+def measured(ways: list[tuple[Node, list[Node]]], graph: Graph) -> dict[str, float]:
+    """The norms of all maps of all ways; none at all where a product of finite weights leaves the range of float64."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            norms = {
+                f"{kind}{way}.{place}": size
+                for way, (root, inner) in enumerate(ways)
+                for place, each in enumerate(maps(root, inner, graph))
+                for kind, size in (("sigma", each.stretch()), ("row", each.row()))
+            }
+    except Refusal:
+        return {}
+    return norms if all(map(math.isfinite, norms.values())) else {}
