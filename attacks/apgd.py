@@ -34,11 +34,7 @@ def checkpoints(steps: int) -> list[int]:
 
 def apgd_ce(search: Search) -> Tensor:
     """Cross-entropy of the label, or against the class that the threat aims at."""
-    target = search.path.target
-    if target is None:
-        return ascend(search, cross_entropy)
-    aim = torch.full_like(search.labels, target)
-    return ascend(search, lambda logits, labels: -cross_entropy(logits, aim))
+    return ascend(search, _likelihood(search))
 
 
 def apgd_targeted(search: Search) -> Tensor:
@@ -53,10 +49,21 @@ def transfer(search: Search) -> Tensor:
     if surrogate is None:
         raise ValueError("a transfer attack has a surrogate")
     if search.restart == 0:
-        return ascend(search, cross_entropy, surrogate)
-    with torch.no_grad():
-        aim = ranked(surrogate(search.x), search.labels, search.restart)
+        return ascend(search, _likelihood(search), surrogate)
+    if search.path.target is not None:
+        aim = torch.full_like(search.labels, search.path.target)
+    else:
+        with torch.no_grad():
+            aim = ranked(surrogate(search.x), search.labels, search.restart)
     return ascend(search, lambda logits, labels: towards(logits, labels, aim), surrogate)
+
+
+def _likelihood(search: Search) -> Loss:
+    target = search.path.target
+    if target is None:
+        return cross_entropy
+    aim = torch.full_like(search.labels, target)
+    return lambda logits, labels: -cross_entropy(logits, aim)
 
 
 def _aim(search: Search) -> Tensor:

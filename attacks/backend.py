@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from certkit.errors import CertkitError, ConfigError, Refusal, one_line
 from certkit.records import Adversary, AttackSpec, Budget
+from certkit.shards import Stopped
 
 from .apgd import apgd_ce, apgd_targeted, transfer
 from .draws import directions, generator, seeded, start
@@ -87,10 +88,14 @@ class Reached(foolbox.criteria.Misclassification):  # type: ignore[misc, unused-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Proposed:
-    """One candidate per row; ``silent`` where the attack passed over it and did not return it."""
+    """One candidate per row; ``silent`` where the attack passed over it and did not return it.
+
+    ``stopped`` says which limit ended the search, if one did: what it had found by then are the candidates.
+    """
 
     examples: Tensor
     silent: Tensor
+    stopped: Stopped = ""
 
 
 def defaults(spec: AttackSpec) -> Mapping[str, Any]:
@@ -139,8 +144,20 @@ def refuse_unusable(specs: tuple[AttackSpec, ...]) -> None:
                 )
         if "VirtualAdversarial" in method.kind and "steps" not in spec.settings:
             raise ConfigError(f"attack {spec.name!r} has no default for steps; write {spec.name}:steps=10")
+        if method.source == "foolbox":
+            _made(spec)
         if "BrendelBethge" in method.kind and importlib.util.find_spec("numba") is None:
             raise ConfigError(f"attack {spec.name!r} needs numba, which Foolbox does not bring: pip install numba")
+
+
+def _made(spec: AttackSpec, **more: Any) -> Any:
+    """The library's attack. Raises ConfigError for settings that it refuses."""
+    settings = {key: value for key, value in spec.settings.items() if key not in OWN}
+    try:
+        return getattr(foolbox.attacks, method_of(spec.name).kind)(**settings, **more)
+    except Exception as error:  # noqa: BLE001 - a constructor of the library may raise anything
+        reason = f"{type(error).__name__}: {one_line(error, 120)}".rstrip(": ")
+        raise ConfigError(f"attack {spec.name!r} cannot be made with these settings ({reason})") from None
 
 
 class Proposer:
@@ -179,6 +196,7 @@ class Proposer:
         path = Path(self.classifier, x, labels, threat.norm, eps_B, threat.box, threat.target, queries).eval()
         sources = [generator(self.seed, sample, spec.name, restart) for sample in samples]
         nothing = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        stopped: Stopped = ""
         try:
             if method.source == "foolbox":
                 radius = None if eps is None else float(each.max())
@@ -191,7 +209,13 @@ class Proposer:
             found = CERTKIT[method.kind](search)
         except Spent:
             found = path.best
-        return Proposed(torch.where(along(path.found(), x), path.best, found).detach(), nothing)
+        except TimeUp:
+            found, stopped = path.best, "seconds"
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            found, stopped = path.best, "memory"
+        return Proposed(torch.where(along(path.found(), x), path.best, found).detach(), nothing, stopped)
 
     def _kept(self, path: Path, found: Tensor) -> Proposed:
         """What the library returned, or the nearest it passed where that is nearer or the only example."""
@@ -216,14 +240,13 @@ class Proposer:
     ) -> Tensor:
         x, norm = path.x, self.threat.norm
         shape = tuple(x.shape[1:])
-        settings = {key: value for key, value in spec.settings.items() if key not in OWN}
-        kind = getattr(foolbox.attacks, method.kind)
+        more: dict[str, Any] = {}
         distance = getattr(foolbox.distances, DISTANCES[norm])
-        if "distance" in inspect.signature(kind.__init__).parameters:
-            settings["distance"] = distance
-        if method.kind == "HopSkipJumpAttack":
-            settings.setdefault("constraint", "linf" if norm == "linf" else "l2")
-        attack = kind(**settings)
+        if "distance" in defaults(spec):
+            more["distance"] = distance
+        if method.kind == "HopSkipJumpAttack" and "constraint" not in spec.settings:
+            more["constraint"] = "linf" if norm == "linf" else "l2"
+        attack = _made(spec, **more)
         if method.kind == "PointwiseAttack":
             attack._distance = distance  # its own constructor forgets it
         if hasattr(attack, "check_trivial"):
@@ -241,7 +264,9 @@ class Proposer:
         criterion: Any = Reached(path.labels, path.target)
         if method.kind == "GenAttack":  # it aims at one class only
             with torch.no_grad():
-                criterion = foolbox.criteria.TargetedMisclassification(ranked(path.classifier(x), path.labels, 1))
+                aim = ranked(path.classifier(x), path.labels, 1)
+            aim = aim if path.target is None else torch.full_like(aim, path.target)
+            criterion = foolbox.criteria.TargetedMisclassification(aim)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -274,8 +299,10 @@ class Proposer:
         inner = foolbox.models.pytorch.PyTorchModel(part, bounds=self.threat.box, device=self.device)
         criterion = Reached(part.labels, part.target)
         found = path.best.clone()
-        found[rows] = attack.run(inner, part.x, criterion, starting_points=points[rows]).detach()
-        path.take(rows, part)
+        try:
+            found[rows] = attack.run(inner, part.x, criterion, starting_points=points[rows]).detach()
+        finally:  # also when a limit ends the walk
+            path.take(rows, part)
         return found
 
     def _under(self, loss: str, path: Path, method: Method) -> nn.Module:

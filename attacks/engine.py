@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -27,11 +27,11 @@ import torch
 from certkit.campaign import broken_before, distance_up, eligible, guided, hits, nearest
 from certkit.errors import Refusal
 from certkit.records import AttackSpec, Plan
-from certkit.shards import Flags, Floats, Images, Shard, Unit, Whole
+from certkit.shards import Flags, Floats, Images, Shard, Stopped, Unit, Whole
 
-from .backend import Proposer
+from .backend import Proposed, Proposer
 from .measure import inside, pulled
-from .model import UNDEFINED, Classifier, TimeUp, out_of_memory
+from .model import UNDEFINED, Classifier, out_of_memory
 from .suites import method_of
 
 
@@ -125,9 +125,10 @@ class Engine:
         """One search on some rows, what it found entered in the tally; False when a limit stopped it."""
         tally.attacked[rows] = True
         try:
-            tally.enter(rows, *self._examples(spec, block, rows, eps, restart, tally.deadline))
-        except TimeUp:
-            tally.stopped = "seconds"
+            with self._within(tally.deadline):
+                proposed = self._proposed(spec, block, rows, eps, restart)
+            tally.stopped = proposed.stopped
+            tally.enter(rows, *self._counted(spec, block, rows, eps, proposed))
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
@@ -144,24 +145,28 @@ class Engine:
         radii = sorted(eps.value for eps in self.plan.threat.eps if eps.value > 0)
         yield from ((eps, restart) for eps in radii for restart in restarts)
 
-    def _examples(
-        self,
-        spec: AttackSpec,
-        block: Block,
-        rows: Whole,
-        eps: float | Floats | None,
-        restart: int,
-        deadline: float | None,
+    @contextmanager
+    def _within(self, deadline: float | None) -> Iterator[None]:
+        """No forward of the model or of the surrogate begins after the deadline."""
+        surrogate = self.proposer.surrogate
+        with self.classifier.within(deadline), nullcontext() if surrogate is None else surrogate.within(deadline):
+            yield
+
+    def _proposed(
+        self, spec: AttackSpec, block: Block, rows: Whole, eps: float | Floats | None, restart: int
+    ) -> Proposed:
+        device = self.classifier.device
+        x, y = torch.from_numpy(block.images[rows]).to(device), torch.from_numpy(block.labels[rows]).to(device)
+        samples = [int(sample) for sample in block.index[rows]]
+        asked = torch.from_numpy(eps) if isinstance(eps, np.ndarray) else eps
+        return self.proposer.propose(spec, x, y, samples, asked, restart)
+
+    def _counted(
+        self, spec: AttackSpec, block: Block, rows: Whole, eps: float | Floats | None, proposed: Proposed
     ) -> tuple[Images, Floats, Whole, Flags]:
         """For each row a candidate, its distance (infinite unless it counts), the prediction on it, and whether the
         attack had lost it again."""
-        images, labels = block.images[rows], block.labels[rows]
-        device, threat = self.classifier.device, self.plan.threat
-        x, y = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
-        samples = [int(sample) for sample in block.index[rows]]
-        asked = torch.from_numpy(eps) if isinstance(eps, np.ndarray) else eps
-        with self.classifier.within(deadline):
-            proposed = self.proposer.propose(spec, x, y, samples, asked, restart)
+        images, labels, threat = block.images[rows], block.labels[rows], self.plan.threat
         candidates = proposed.examples.float().cpu().numpy()
         low, high = (np.float32(end) for end in threat.box)
         finite = np.isfinite(candidates).reshape(len(rows), -1).all(axis=1).reshape(-1, *[1] * (images.ndim - 1))
@@ -214,7 +219,7 @@ class Tally:
         self.best = np.full(len(block.index), np.inf)
         self.prediction = np.full(len(block.index), UNDEFINED, np.int64)
         self.adversarial = np.full_like(block.images, np.nan)
-        self.stopped: Literal["", "seconds", "memory"] = ""
+        self.stopped: Stopped = ""
 
     def enter(self, rows: Whole, examples: Images, distance: Floats, seen: Whole, silent: Flags) -> None:
         """Keep what is nearer than before."""

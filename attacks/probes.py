@@ -257,6 +257,8 @@ class Probes:
         own = own if labels is None else torch.from_numpy(labels).to(own)
         radius = None if method_of(spec.name).role == "minimum" else eps
         given = proposer.propose(spec, x, own, [int(one) for one in self.index[rows]], radius, restart)
+        if given.stopped:
+            raise MemoryError(f"{spec.name} needs more memory than the system gives")
         low, high = self.threat.box
         found = given.examples.nan_to_num().clamp(low, high).float().numpy(force=True)
         if radius is None and (halvings := int(spec.settings.get("bisection", 0))):

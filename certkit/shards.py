@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from certkit.errors import Incomplete, RecordError, Tampered, one_line
 from certkit.files import digest
 
+Stopped: TypeAlias = Literal["", "seconds", "memory"]
 Floats: TypeAlias = NDArray[np.float64]
 Images: TypeAlias = NDArray[np.float32]
 Whole: TypeAlias = NDArray[np.int64]
@@ -76,7 +77,7 @@ class Shard:
     distance: Floats
     prediction: Whole
     adversarial: Images
-    stopped: Literal["", "seconds", "memory"] = ""
+    stopped: Stopped = ""
 
     @property
     def sha256(self) -> str:
@@ -158,7 +159,7 @@ def _checked(path: Path, unit: Unit, table: Any) -> Shard:
     return shard
 
 
-def _limit(text: str) -> Literal["", "seconds", "memory"]:
+def _limit(text: str) -> Stopped:
     if text not in ("", "seconds", "memory"):
         raise ValueError(f"stopped by {text!r}")
     return text  # type: ignore[return-value]

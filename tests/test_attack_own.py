@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from certkit.attacks.backend import STARTED, Proposed, Proposer
 from certkit.attacks.geometry import diameter, project, size, steepest, to_plane
 from certkit.attacks.library import ALIASES, CLASSES
 from certkit.attacks.losses import dlr_targeted, margin
-from certkit.attacks.model import Classifier
+from certkit.attacks.model import Classifier, TimeUp
 from certkit.attacks.path import Path as Way
 from certkit.attacks.path import Spent
 from certkit.attacks.square import share_at
@@ -338,6 +339,92 @@ def test_a_unit_that_takes_too_long_is_stopped_and_makes_the_campaign_inconclusi
     assert again.checks == campaign.checks
 
 
+LIMITS: dict[str, tuple[Exception, str]] = {
+    "time": (TimeUp(), "seconds"),
+    "memory": (torch.OutOfMemoryError("out"), "memory"),
+    "memory of a CPU": (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "memory"),
+}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("name", ["DDN:steps=1000", "APGD-T:steps=1000"])
+def test_what_a_search_found_before_a_limit_stopped_it_stands(name: str, limit: str) -> None:
+    error, word = LIMITS[limit]
+    model, data = Linear().eval(), toy(Linear())
+
+    class Ends(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls == 40:
+                raise error
+            return model(x)
+
+    class Watched(Classifier):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.module(x)
+
+    proposer = Proposer(Watched(Ends(), torch.device("cpu")), adversary("l2"), 0)
+    eps = None if name.startswith("DDN") else 0.01
+    found = proposer.propose(named(name), data.images, data.labels, list(range(12)), eps, 0)
+    assert found.stopped == word
+    with torch.no_grad():
+        assert (model(found.examples).argmax(1) != data.labels).any()
+
+
+def test_a_walk_from_a_start_keeps_what_it_found_when_its_queries_are_spent() -> None:
+    model, data = Linear().eval(), toy(Linear())
+
+    def sizes(queries: int | None) -> Tensor:
+        threat = adversary("l2", budget=Budget(steps=None, queries=queries, seconds=None))
+        proposer = Proposer(Classifier(model, torch.device("cpu")), threat, 0)
+        found = proposer.propose(named("HopSkipJumpAttack:steps=3"), data.images, data.labels, list(range(12)), None, 0)
+        return (found.examples - data.images).flatten(1).norm(dim=1)
+
+    soon, late, whole = sizes(500), sizes(700), sizes(None)
+    assert (late <= soon).all()
+    assert (late < soon).any()
+    assert (whole < late).any()
+
+
+def test_the_surrogate_of_a_transfer_attack_is_stopped_in_time(tmp_path: Path) -> None:
+    model = Linear().eval()
+
+    class Slow(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            time.sleep(0.02)
+            return model(x)
+
+    campaign = run(
+        tmp_path,
+        model,
+        toy(model),
+        surrogate=Slow(),
+        knowledge="transfer",
+        attacks=["transfer:steps=100"],
+        seconds=0.2,
+    )
+    assert (campaign.units_planned, campaign.units_executed) == (2, 1)
+
+
+@pytest.mark.parametrize("target", range(5))
+def test_a_transfer_attack_aims_where_the_threat_does(target: int, tmp_path: Path) -> None:
+    model = Linear().eval()
+    given = {"eps": ["0.5"], "target": target, "suite": "none"}
+    white = run(tmp_path / "white", model, toy(model, 40), attacks=["APGD-CE:steps=40"], **given)
+    blind = run(
+        tmp_path / "blind",
+        model,
+        toy(model, 40),
+        attacks=["transfer:steps=40"],
+        surrogate=Linear().eval(),
+        knowledge="transfer",
+        **given,
+    )
+    assert blind.success("transfer", 0.5).count >= 0.9 * white.success("APGD-CE", 0.5).count > 0
+
+
 @pytest.mark.parametrize(("source", "goal"), [(None, "targeted"), (0, "pair")])
 def test_only_the_target_counts_and_only_those_it_is_for_are_attacked(
     source: int | None, goal: str, tmp_path: Path
@@ -564,6 +651,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown loss": (
         {"attacks": ["DDN:losses=rival 0"]},
         "attack 'DDN': loss 'rival 0' is unknown; expected library, margin or rival 1",
+    ),
+    "a setting that the library refuses": (
+        {"attacks": ["HopSkipJumpAttack:constraint=l7"]},
+        "attack 'HopSkipJumpAttack' cannot be made with these settings (AssertionError)",
     ),
     "no setting": ({"attacks": ["DDN:3"]}, "attack 'DDN:3': '3' is no setting; expected steps=100"),
     "no default": (
