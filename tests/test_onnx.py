@@ -153,7 +153,10 @@ ALONE: dict[str, tuple[Any, dict[str, Any]]] = {
     "Max": (helper.make_node("Max", ["x", "w"], ["y"]), {"w": np.full(4, 0.5, np.float32)}),
     "Min": (helper.make_node("Min", ["x", "w"], ["y"]), {"w": np.float32(0.5)}),
     "Mul": (helper.make_node("Mul", ["w", "x"], ["y"]), {"w": np.array([[1, 2, 3, 4]], np.float32)}),
-    "Pad": (helper.make_node("Pad", ["x", "p"], ["y"]), {"p": np.array([0, 1, 0, 2])}),
+    "Pad": (
+        helper.make_node("Pad", ["x", "p", "v"], ["y"]),
+        {"p": np.array([0, 1, 0, 2]), "v": np.array([0.5], np.float32)},
+    ),
     "PRelu": (helper.make_node("PRelu", ["x", "w"], ["y"]), {"w": np.array([0.2], np.float32)}),
     "Pow": (helper.make_node("Pow", ["x", "w"], ["y"]), {"w": np.float32(2.0)}),
     "ReduceMean": (helper.make_node("ReduceMean", ["x"], ["y"], axes=[1]), {}),
@@ -263,6 +266,24 @@ def enormous() -> Any:
     return graph(shape, helper.make_node("Add", ["x", "c"], ["y"]), weights={"s": np.array([2**20, 2**20])})
 
 
+def two_versions() -> Any:
+    model = graph(relu())
+    model.opset_import.append(helper.make_opsetid("ai.onnx", 13))
+    return model
+
+
+def unknown_type() -> Any:
+    model = graph(helper.make_node("Add", ["x", "w"], ["y"]), weights={"w": np.ones(4, np.float32)})
+    model.graph.initializer[0].data_type = 77
+    return model
+
+
+def of_four() -> Any:
+    model = graph(relu())
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    return model
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "an old operator set": (
         lambda: graph(relu(), opset=6),
@@ -291,6 +312,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "Split0: ONNX operator Split with an output that is left out has no rule",
     ),
     "weights that are not finite": (not_finite, "tensor 'w' holds NaN or infinity"),
+    "two versions of its operators": (two_versions, "a.onnx: names its operator set 2 times; expected one version"),
+    "a type that is none": (unknown_type, "a.onnx: not a valid ONNX model (KeyError: 77)"),
+    "four samples at once": (
+        of_four,
+        "the model reads 4 samples at once; export it for one sample, or for any number of them",
+    ),
     "two outputs": (two_outputs, "the model has 1 inputs and 2 outputs; expected one tensor in, logits out"),
     "integers in": (
         lambda: graph(relu(), kind=TensorProto.INT64),
@@ -337,6 +364,25 @@ def test_shapes_that_depend_on_the_input_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal) as caught:
         module(torch.rand(1, 4))
     assert str(caught.value) == "Gather0: the indices of ONNX operator Gather depends on the input; that has no rule"
+
+
+MIXED = {
+    "types that do not go together": graph(
+        helper.make_node("Add", ["x", "w"], ["y"]), weights={"w": np.ones((1, 4), np.float16)}
+    ),
+    "no kernel": graph(helper.make_node("Squeeze", ["x", "a"], ["y"]), weights={"a": np.array([1])}),
+}
+
+
+@pytest.mark.parametrize("what", MIXED)
+def test_a_file_that_the_runtime_cannot_run_is_refused(tmp_path: Path, what: str) -> None:
+    path = put(tmp_path / "a.onnx", MIXED[what])
+    module, _ = load_model(path)
+    data = Dataset.of(torch.rand(3, 4), [0, 1, 2], name="random")
+    with pytest.raises(
+        Refusal, match=r"^the ONNX runtime cannot (load|run) this file \(.*\), so that nobody can compare"
+    ):
+        compare_runtime(path, module, data)
 
 
 def test_a_reading_that_the_runtime_does_not_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from certkit.data import Dataset
 from certkit.engine.interpret import Interpreter
 from certkit.engine.program import export
-from certkit.errors import CheckpointError, ConfigError, NoRule, Refusal, one_line
+from certkit.errors import CertkitError, CheckpointError, ConfigError, NoRule, Refusal, one_line
 from certkit.files import digest
 from certkit.foreign.operators import OPERATORS, Attributes, Value
 from certkit.records import Subject
@@ -46,8 +46,16 @@ def is_file(path: Path) -> bool:
 
 def load(path: Path) -> tuple[nn.Module, Subject]:
     """The network in an ONNX file, in eval mode, with its identity. Raises CheckpointError, or NoRule for an operator."""
-    raw = _bytes(Path(path))
-    module = Network(read(raw, one_line(Path(path).name, 120))).eval()
+    raw, name = _bytes(Path(path)), one_line(Path(path).name, 120)
+    model = read(raw, name)
+    try:
+        module = Network(model).eval()
+    except CertkitError:
+        raise
+    except Exception as error:  # noqa: BLE001 - what onnx's checker lets through, its readers of tensors may not read
+        raise CheckpointError(
+            f"{name}: not a valid ONNX model ({type(error).__name__}: {one_line(error, 120)})"
+        ) from None
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return module, Subject(sha256=digest(raw), architecture=f"ONNX opset {module.opset}", parameters=parameters)
 
@@ -61,12 +69,12 @@ def compare(path: Path, module: nn.Module, data: Dataset) -> float:
     program = export(module, tuple(data.images.shape[1:]))
     arithmetic = "float64" if program.dtype is torch.float64 else "float32"
     proved = Interpreter(program)("l2", data.box, arithmetic=arithmetic).pairs.error.to_float()
-    run = runtime(_bytes(Path(path)))
+    run = _refusing(runtime, "load")(_bytes(Path(path)))
     largest, scale = 0.0, 0.0
     for piece in torch.split(data.images, BATCH if getattr(module, "batched", True) else 1):
         with torch.no_grad():
             own = module(piece.to(program.dtype)).double().numpy()
-        theirs = np.asarray(run(piece.to(program.dtype).numpy()), dtype=np.float64)
+        theirs = np.asarray(_refusing(run, "run")(piece.to(program.dtype).numpy()), dtype=np.float64)
         if own.shape != theirs.shape:
             raise Refusal(f"the ONNX runtime gives {theirs.shape}, certkit's import {own.shape}; no certificate")
         largest = max(largest, float(np.abs(own - theirs).max(initial=0.0)))
@@ -77,6 +85,21 @@ def compare(path: Path, module: nn.Module, data: Dataset) -> float:
             f"({allowed:.3g}); an operator is read differently, so no certificate"
         )
     return largest
+
+
+def _refusing(call: Callable[..., Any], what: str) -> Callable[..., Any]:
+    """The call, with whatever a runtime of others raises as a Refusal."""
+
+    def guarded(given: Any) -> Any:
+        try:
+            return call(given)
+        except Exception as error:  # noqa: BLE001 - onnxruntime raises classes of its own
+            raise Refusal(
+                f"the ONNX runtime cannot {what} this file ({one_line(str(error).strip(), 200)}), so that nobody can compare what "
+                "certkit reads in it; no certificate"
+            ) from None
+
+    return guarded
 
 
 def _bytes(path: Path) -> bytes:
@@ -97,7 +120,8 @@ def runtime(raw: bytes) -> Callable[[NDArray[Any]], NDArray[Any]]:
         from onnx.reference import ReferenceEvaluator
 
         evaluator = ReferenceEvaluator(raw)
-        name = evaluator.input_names[0]
+        held = {tensor.name for tensor in evaluator.proto_.graph.initializer}
+        (name,) = [name for name in evaluator.input_names if name not in held]
         return lambda x: evaluator.run(None, {name: x})[0]  # type: ignore[index]
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = settings.inter_op_num_threads = 1
@@ -124,6 +148,8 @@ def read(raw: bytes, name: str) -> Any:
         raise CheckpointError(
             f"{name}: uses {one_line(others, 120)}; certkit reads the operators of ai.onnx only (onnx.inliner removes functions)"
         )
+    if len(model.opset_import) != len(versions):
+        raise CheckpointError(f"{name}: names its operator set {len(model.opset_import)} times; expected one version")
     if versions.get("ai.onnx") not in OPSETS:
         raise CheckpointError(
             f"{name}: operator set {versions.get('ai.onnx')}; certkit reads {OPSETS[0]} to {OPSETS[-1]}; "
@@ -182,6 +208,10 @@ class Network(nn.Module):
         self._input, self._output = inputs[0].name, graph.output[0].name
         first = kind.shape.dim[0] if kind.HasField("shape") and kind.shape.dim else None
         self.batched = first is None or not first.HasField("dim_value")
+        if first is not None and not self.batched and first.dim_value != 1:
+            raise Refusal(
+                f"the model reads {first.dim_value} samples at once; export it for one sample, or for any number of them"
+            )
         self._steps = []
         for place, node in enumerate(graph.node):
             label = one_line(node.name or f"{node.op_type}{place}", 80).strip("/").replace("/", "-").replace(".", "-")

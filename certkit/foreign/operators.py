@@ -325,7 +325,7 @@ def pad(given: Attributes, x: Tensor, pads: Value = None, value: Value = None, a
     along = list(range(x.ndim)) if axes is None else [n % x.ndim for n in given.integers(axes, "the axes")]
     sides = {axis: (wide[at], wide[at + len(along)]) for at, axis in enumerate(along)}
     flat = [n for axis in reversed(range(x.ndim)) for n in sides.get(axis, (0, 0))]
-    return F.pad(x, flat, value=0.0 if value is None else float(np.asarray(given.constant(value, "the value"))))
+    return F.pad(x, flat, value=0.0 if value is None else np.asarray(given.constant(value, "the value")).item())
 
 
 # --- Layers ---------------------------------------------------------------------------------------------------------
@@ -417,11 +417,15 @@ def average_pool(given: Attributes, x: Tensor) -> Tensor:
 
 @translates("GlobalAveragePool")
 def global_average(given: Attributes, x: Tensor) -> Tensor:
+    if x.ndim < 3:
+        given.refuse(f"of shape {tuple(x.shape)}")
     return x.mean(tuple(range(2, x.ndim)), keepdim=True)
 
 
 @translates("GlobalMaxPool")
 def global_max(given: Attributes, x: Tensor) -> Tensor:
+    if x.ndim < 3:
+        given.refuse(f"of shape {tuple(x.shape)}")
     return x.amax(tuple(range(2, x.ndim)), keepdim=True)
 
 
