@@ -261,11 +261,6 @@ def two_outputs() -> Any:
     return model
 
 
-def enormous() -> Any:
-    shape = helper.make_node("ConstantOfShape", ["s"], ["c"])
-    return graph(shape, helper.make_node("Add", ["x", "c"], ["y"]), weights={"s": np.array([2**20, 2**20])})
-
-
 def two_versions() -> Any:
     model = graph(relu())
     model.opset_import.append(helper.make_opsetid("ai.onnx", 13))
@@ -343,11 +338,45 @@ def test_bytes_that_are_no_model_are_refused(tmp_path: Path) -> None:
             load_model(path)
 
 
-def test_a_constant_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
-    module, _ = load_model(put(tmp_path / "a.onnx", enormous()))
-    with pytest.raises(CheckpointError) as caught:
-        module(torch.rand(1, 4))
-    assert str(caught.value) == "ConstantOfShape0: ConstantOfShape makes a constant of more than 67108864 entries"
+BOMBS: dict[str, tuple[list[Any], dict[str, Any], str]] = {
+    "ConstantOfShape": (
+        [helper.make_node("ConstantOfShape", ["s"], ["c"]), helper.make_node("Add", ["x", "c"], ["y"])],
+        {"s": np.array([2**20, 2**20])},
+        "ConstantOfShape0: ConstantOfShape makes a constant of more than 67108864 entries",
+    ),
+    "Concat": (
+        [helper.make_node("ConstantOfShape", ["s"], ["c"]), helper.make_node("Concat", ["c"] * 80, ["d"], axis=0),
+         helper.make_node("Add", ["x", "d"], ["y"])],
+        {"s": np.array([2**20])},
+        "Concat1: Concat makes a constant of more than 67108864 entries",
+    ),
+    "Gather": (
+        [helper.make_node("ConstantOfShape", ["s"], ["c"]), helper.make_node("Gather", ["c", "i"], ["d"]),
+         helper.make_node("Add", ["x", "d"], ["y"])],
+        {"s": np.array([1, 2**16]), "i": np.zeros(2**12, np.int64)},
+        "Gather1: Gather makes a constant of more than 67108864 entries",
+    ),
+    "MaxPool": (
+        [helper.make_node("MaxPool", ["c"], ["d"], kernel_shape=[1], pads=[2**40, 0]),
+         helper.make_node("Add", ["x", "d"], ["y"])],
+        {"c": np.ones((1, 1, 1), np.int8)},
+        "MaxPool0: no rule for ONNX operator MaxPool on constants alone",
+    ),
+    "Pad": (
+        [helper.make_node("Pad", ["x", "p"], ["y"])],
+        {"p": np.array([0, 0, 0, 2**27])},
+        "Pad0: makes a value of more than 67108864 entries of one sample",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("operator", BOMBS)
+def test_a_value_that_would_fill_the_memory_is_refused(tmp_path: Path, operator: str) -> None:
+    nodes, weights, message = BOMBS[operator]
+    module, _ = load_model(put(tmp_path / "a.onnx", graph(*nodes, weights=weights)))
+    with pytest.raises((CheckpointError, NoRule)) as caught, torch.device("meta"):
+        module(torch.empty(1, 4, device="meta"))
+    assert str(caught.value) == message
 
 
 def test_an_attribute_that_nothing_reads_is_refused(tmp_path: Path) -> None:

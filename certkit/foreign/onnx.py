@@ -236,6 +236,8 @@ class Network(nn.Module):
         for key, inputs, outputs in self._steps:
             found = getattr(self, key)(*(values[name] for name in inputs))
             values.update(zip(outputs, found, strict=False))
+            if sum(value.numel() for value in found if isinstance(value, Tensor)) > MAX_ENTRIES * len(x):
+                raise CheckpointError(f"{key}: makes a value of more than {MAX_ENTRIES} entries of one sample")
         logits = values[self._output]
         if not isinstance(logits, Tensor):
             raise Refusal("the model's output does not depend on its input; there is nothing to certify")
@@ -288,6 +290,8 @@ class Operator(nn.Module):
         from onnx import TensorProto, helper
         from onnx.reference import ReferenceEvaluator
 
+        if self.node.op_type in UNFOLDED:
+            raise NoRule(f"{self.label}: no rule for ONNX operator {self.node.op_type} on constants alone")
         if not entries(self.node.op_type, inputs) <= MAX_ENTRIES:
             raise CheckpointError(
                 f"{self.label}: {self.node.op_type} makes a constant of more than {MAX_ENTRIES} entries"
@@ -309,7 +313,8 @@ FOLDED = frozenset([
     "IsInf", "IsNaN", "Less", "LessOrEqual", "Mod", "NonZero", "Not", "Or", "Range", "ScatterND", "Shape", "Size", "Trilu",
 ])  # fmt: skip
 WEIGHTED = frozenset(["BatchNormalization", "Conv", "Gemm", "InstanceNormalization", "LayerNormalization", "PRelu"])
-MAX_ENTRIES = 2**26  # of an array that is folded
+UNFOLDED = WEIGHTED - {"Gemm"} | {"AveragePool", "GroupNormalization", "MaxPool"}  # nobody writes a shape or a mask so
+MAX_ENTRIES = 2**26  # of an array that is folded, and of a value of one sample
 
 
 def entries(operator: str, inputs: Sequence[Value]) -> int:
@@ -324,8 +329,10 @@ def entries(operator: str, inputs: Sequence[Value]) -> int:
         return int(abs((end - start) / step)) if step else 0
     if operator == "Pad":
         return math.prod(int(size + 2 * max(map(abs, numbers[1]))) for size in arrays[0].shape)
-    if operator in ("MatMul", "Gemm", "Einsum"):
+    if operator in ("MatMul", "Gemm", "Gather"):
         return math.prod(array.size for array in arrays[:2])
+    if operator == "Concat":
+        return sum(array.size for array in arrays)
     try:
         return math.prod(np.broadcast_shapes(*(array.shape for array in arrays)))
     except ValueError:
