@@ -43,6 +43,12 @@ def rotated_pairs(net: Any, x: Tensor) -> Tensor:
     return x * net.cos + torch.stack((-odd, even), dim=-1).flatten(-2) * net.sin
 
 
+def pieces_in_both_orders(net: Any, x: Tensor) -> Tensor:
+    """Nothing but the pieces is read, on the way to which the value is cut."""
+    a, b = x.chunk(2, -1)
+    return net.a * torch.cat((a, b), -1) - torch.cat((b, a), -1)
+
+
 def turned(heads: int, tokens: int, width: int) -> Any:
     rotary = Rotary(tokens, width, base=3.0)
     return lambda net, x: rotary(x.view(1, heads, tokens, width))
@@ -66,6 +72,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("certkit's rotary positions", (2, 12), of(turned(2, 3, 4))),
         Case("halves by slices", (2, 4), of(lambda net, x: rotated_halves(x, net.c, net.s), c=(2, 4), s=(2, 4))),
         Case("every other entry", (2, 4), of(rotated_pairs, cos=(2, 4), sin=(1, 4))),
+        Case("of the pieces of one split", (2, 4), of(pieces_in_both_orders, a=(4,))),
         Case("a neighbour less", (4, 2), of(lambda net, x: x - net.w * x.roll(1, 1), w=(2,))),
         Case("difference of halves", (2, 4), of(lambda net, x: 2 * x - torch.cat((x[..., 2:], x[..., :2] / 3), -1))),
     ),

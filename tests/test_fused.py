@@ -216,6 +216,10 @@ def test_what_only_looks_like_a_pattern_is_left_to_the_operators() -> None:
     assert "expansion" not in rules_of(through_softmax, (2, 4))
     other_value = Net(lambda net, x: (x * 2 + torch.cat((-x.abs()[..., 2:], x[..., :2]), -1)).flatten(1))
     assert "combination" not in rules_of(other_value, (2, 4))
+    pieces = Net(lambda net, x: (x.chunk(2, -1)[0] - x.chunk(2, -1)[1]).flatten(1))
+    assert "combination" not in rules_of(pieces, (2, 4))
+    joined = Net(lambda net, x: torch.add(*x.chunk(2, -1)).flatten(1))
+    assert rules_of(joined, (2, 4)) == {"input", "part", "add", "relabel"}
     merged = Net(lambda net, x: F.linear(x, w).flatten(1).view(1, 4, 2).abs().flatten(1))
     assert "linear-parts" not in rules_of(merged, (2, 4))
 

@@ -88,14 +88,16 @@ def gathered(
     does for ``enough`` of the nodes between.
     """
     frontier, inner = {node}, list[Node]()
-    while len(frontier) > 1 or not inner or not enough(inner[::-1]):
+    while True:
         latest = max(frontier)  # nodes are ordered as they run
+        # the pieces of a split, a tuple, are no value
+        if len(frontier) == 1 and inner and latest in graph.program.shapes and enough(inner[::-1]):
+            return latest, inner[::-1]
         read = follows(latest)
         if read is None or len(inner) == MAX_NODES:
             return None
         frontier = (frontier - {latest}) | set(read)
         inner.append(latest)
-    return frontier.pop(), inner[::-1]
 
 
 def summands(node: Node, graph: Graph) -> list[tuple[float, Any]] | None:
