@@ -322,6 +322,20 @@ REFUSED: dict[str, tuple[Callable[[], tuple[nn.Module, tuple[int, ...]]], tuple[
         BOX,
         "the model: aten.maximum.default with a constant of float64 that float32 would round",
     ),
+    **{
+        f"{what} of float64 that is no float32": (
+            lambda forward=forward, number=number: (  # type: ignore[misc]
+                Net(forward, c=torch.tensor(number, dtype=torch.float64)),
+                (2,),
+            ),
+            BOX,
+            f"the model: aten.{op}.Tensor with a constant of float64 that float32 would round",
+        )
+        for what, op, number, forward in (
+            ("a factor", "mul", 1e-44, lambda net, x: x * net.c),
+            ("a divisor", "div", 1e34, lambda net, x: x / net.c),
+        )
+    },
     "a constant of int64": (
         lambda: (Net(lambda net, x: net.c - x, c=torch.tensor([2**24 + 1, 3])), (2,)),
         BOX,

@@ -108,10 +108,12 @@ def _precision(program: Program, arithmetic: str) -> Iterator[str]:
 def _constants(program: Program, arithmetic: str) -> Iterator[str]:
     """Constants that torch casts to float32 before it uses them: whole numbers, and single ones of float64.
 
-    A factor, a divisor and what stands in place of a masked entry are charged a rounding of their own.
+    A factor, a divisor and what stands in place of a masked entry are charged a rounding of their own, which is relative
+    where the number is neither tiny nor huge.
     """
     if arithmetic != "float32":
         return
+    low, high = NUMBERS
     for node in program.nodes:
         charged: Iterable[Any] = ()
         if node.target is aten.mul.Tensor or (node.target in MASKING and node.target is not aten.add.Tensor):
@@ -120,9 +122,13 @@ def _constants(program: Program, arithmetic: str) -> Iterator[str]:
             charged = node.args[1:]
         for source in node.all_input_nodes:
             value = program.constants.get(source)
-            if value is None or source in charged or (value.is_floating_point() and value.ndim > 0):
+            if value is None or (value.is_floating_point() and value.ndim > 0):
                 continue
-            if bool((value.double() != value.float().double()).any()):
+            number = value.double()
+            cast = number != number.float().double()
+            if source in charged:
+                cast &= (number.abs() < low) | (number.abs() > high)
+            if bool(cast.any()):
                 kind = str(value.dtype).removeprefix("torch.")
                 yield f"{module_path(node)}: {operator_name(node)} with a constant of {kind} that float32 would round"
 
