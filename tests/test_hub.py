@@ -184,6 +184,27 @@ def test_weights_that_are_not_all_there_are_refused(tmp_path: Path) -> None:
     )
 
 
+def test_a_tensor_that_the_network_would_round_is_refused(tmp_path: Path) -> None:
+    path, _ = folder(tmp_path, "vit")
+    state = load_file(path / "model.safetensors")
+    save_file({**state, "classifier.bias": torch.tensor([1, 2, 2**24])}, path / "model.safetensors")
+    load_model(path)
+    save_file({**state, "classifier.bias": torch.tensor([1, 2, 2**24 + 1])}, path / "model.safetensors")
+    assert refused(path) == (
+        "model.safetensors: tensor 'classifier.bias' is not what the model makes of it (rounded to float32, or tied to another "
+        "tensor); it would be another network"
+    )
+
+
+def test_a_network_whose_answer_is_not_the_largest_logit_is_refused(tmp_path: Path) -> None:
+    path, _ = folder(tmp_path, "vit")
+    changed(path, problem_type="multi_label_classification")
+    assert refused(path) == (
+        "config.json: problem_type 'multi_label_classification' has an answer other than the largest logit, which is what a "
+        "certificate speaks of"
+    )
+
+
 def test_code_and_unknown_architectures_are_refused(tmp_path: Path) -> None:
     path, _ = folder(tmp_path, "vit")
     changed(path, auto_map={"AutoModel": "modeling.Net"})

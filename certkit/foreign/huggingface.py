@@ -144,6 +144,11 @@ def _kind(config: Mapping[str, Any]) -> str:
             f"({', '.join(sorted(CLASSES))}){suggestion(str(kind), CLASSES)}; for another, write a function that builds it and "
             "name it with --model package.module:factory"
         )
+    if (problem := config.get("problem_type")) not in (None, "single_label_classification"):
+        raise CheckpointError(
+            f"{CONFIG}: problem_type {one_line(repr(problem), 60)} has an answer other than the largest logit, which is what a "
+            "certificate speaks of"
+        )
     named = config.get("architectures") or [CLASSES[kind]]
     if named != [CLASSES[kind]]:
         raise CheckpointError(
@@ -182,6 +187,13 @@ def _network(kind: str, config: Mapping[str, Any], found: Checkpoint) -> nn.Modu
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise CheckpointError(f"{found.name}: {meaning.format(shown + more)}")
     made: nn.Module = network
+    held = made.state_dict()
+    for key in sorted(held.keys() & found.state.keys()):
+        if not torch.equal(held[key].double(), found.state[key].double()):
+            raise CheckpointError(
+                f"{found.name}: tensor {one_line(key, 120)!r} is not what the model makes of it (rounded to float32, or tied to "
+                "another tensor); it would be another network"
+            )
     return made
 
 
