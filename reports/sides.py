@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from certkit.errors import RecordError, one_line
+from certkit.errors import RecordError, Tampered, one_line
 from certkit.files import canonical, digest, load
 from certkit.records import Audit, Count, Data, Eps, Rate, Record, Sample, Sha256, Subject, Verdict
 
@@ -87,7 +87,11 @@ class Compared(Record):
 
 
 def compare(first: Audit, second: Audit) -> Compared:
-    """Set two audits side by side. Raises RecordError where their threats have another norm or box, or no common radius."""
+    """Set two audits side by side.
+
+    Raises RecordError where their threats have another norm or box, or no common radius, Tampered where an audit states
+    other counts than its own samples give.
+    """
     one, two = first.threat, second.threat
     if (one.norm, one.box) != (two.norm, two.box):
         raise RecordError(
@@ -99,6 +103,8 @@ def compare(first: Audit, second: Audit) -> Compared:
     if not common:
         radii = " and ".join(", ".join(point.eps.text for point in audit.curve) for audit in (first, second))
         raise RecordError(f"no radius stands in both audits ({radii}); audit both with one --eps")
+    for audit in (first, second):
+        _same_counts(audit)
     unpaired = _unpaired(first, second)
     changes = () if unpaired else tuple(_change(a, b) for a, b in zip(first.samples, second.samples, strict=True))
     fates = [change.fate for change in changes]
@@ -141,6 +147,19 @@ def _unpaired(first: Audit, second: Audit) -> str | None:
     if not same or len(first.samples) != first.clean.total:
         return "the two audits do not record the same samples one by one, so only the totals are compared"
     return None
+
+
+def _same_counts(audit: Audit) -> None:
+    """What an audit states at a radius must be what its samples give, where it records them all."""
+    if len(audit.samples) != audit.clean.total:
+        return
+    for point in audit.curve:
+        held = sum(_certified(sample, point.eps.value) for sample in audit.samples)
+        if point.eps.value > 0 and held != point.certified.count:
+            raise Tampered(
+                f"audit.json: states {point.certified.count} certified at {one_line(point.eps.text, 40)}, its samples give "
+                f"{held}; run certkit report again"
+            )
 
 
 def _certified(sample: Sample, eps: float) -> bool:

@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certkit.commands.compare import compare as command
-from certkit.errors import RecordError, one_line
+from certkit.errors import RecordError, Tampered, one_line
 from certkit.files import save
 from certkit.records import Audit, Eps
 from certkit.reports.sides import Compared, compare
 from certkit.reports.sides_page import MOST, compared, lines, render
 from tests.audits import curve, example_audit, rate
+from tests.audits import point as point_of
 from tests.hostile import PAYLOADS, poisoned
 from tests.pages import Page
 
@@ -80,7 +81,7 @@ def test_regressions_come_first_a_lost_class_before_a_lost_radius() -> None:
     rows[victim.index] = victim.model_copy(update={"predicted": (victim.label + 1) % 10, "radius": 0.0})
     worst = max((row for row in audit.samples if row.index != victim.index), key=lambda row: row.radius)
     rows[worst.index] = worst.model_copy(update={"radius": worst.radius / 4})
-    found = compare(audit, other.model_copy(update={"samples": tuple(rows)}))
+    found = compare(audit, other.model_copy(update={"samples": tuple(rows), "curve": curve(tuple(rows))}))
     assert [(c.index, c.fate) for c in found.changes[:2]] == [(victim.index, "regressed"), (worst.index, "regressed")]
     assert found.regressed == 2
     assert {change.fate for change in found.changes[2:]} == {"improved"}
@@ -107,6 +108,20 @@ def test_what_is_refuted_is_neither_tested_nor_called_certified() -> None:
     assert {point.split for point in found.points} == {None}
     assert "its certified figures are claims, and refuted" in lines(found)[1]
     assert "second, certified: claimed, and refuted" in Page(render(good, refuted)).text
+
+
+def test_an_audit_that_states_other_counts_than_its_samples_give_is_refused() -> None:
+    audit = example_audit(60)
+    forged = scaled(audit, 0.1).model_copy(update={"curve": audit.curve})
+    held = sum(row.label == row.predicted and row.radius >= 0.1 for row in forged.samples)
+    stated = audit.curve[0].certified.count
+    assert held < stated
+    for pair in ((audit, forged), (forged, audit)):
+        with pytest.raises(Tampered) as caught:
+            compare(*pair)
+        assert str(caught.value) == (
+            f"audit.json: states {stated} certified at 0.1, its samples give {held}; run certkit report again"
+        )
 
 
 @pytest.mark.parametrize(
@@ -198,7 +213,7 @@ def test_a_folder_without_an_audit_is_refused_and_nothing_written(tmp_path: Path
 
 
 def test_a_side_without_samples_has_shares_of_nothing() -> None:
-    empty = example_audit(12).model_copy(update={"clean": rate(0, 0), "samples": (), "curve": example_audit(12).curve})
+    empty = example_audit(12).model_copy(update={"clean": rate(0, 0), "samples": (), "curve": (point_of(0, 0, 0),)})
     found = compare(empty, empty)
     assert found.same == 0
     assert "clean 0/0" in lines(found)[0]
