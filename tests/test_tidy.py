@@ -103,3 +103,14 @@ def test_a_constant_of_the_code_is_part_of_the_graphs_identity() -> None:
 
     one, same, other = (export(net(value), SHAPE).sha256 for value in (0.5, 0.5, 0.25))
     assert one == same != other
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (2**40, 2**20)], ids=["another shape", "more than there is memory"])
+def test_an_input_that_the_model_cannot_read_is_one_line(
+    shape: tuple[int, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(
+        Refusal, match=r"^torch\.export cannot capture this model on an input of shape \(1, \d+, \d+\) \("
+    ):
+        export(Of(lambda net, x: (x + net.w.T[0]) @ net.w).eval(), shape)
+    assert capfd.readouterr().err == ""

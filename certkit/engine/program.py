@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import warnings
 from dataclasses import dataclass, field
@@ -60,17 +61,23 @@ def export(module: nn.Module, input_shape: tuple[int, ...]) -> Program:
         raise Refusal(f"the weights are {names}; expected all float32 or all float64")
     dtype = floating.pop()
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    example = torch.zeros(1, *input_shape, dtype=dtype, device=device)
+    silenced = logging.root.manager.disable
     try:
+        logging.disable(
+            logging.CRITICAL
+        )  # torch logs tracebacks of what the traced code raises; one line is said below
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            example = torch.zeros(1, *input_shape, dtype=dtype, device=device)
             exported = torch.export.export(module, (example,), strict=False).run_decompositions({})
     except Exception as error:  # noqa: BLE001 - torch.export raises what the traced code raises, and much of its own
         reason = one_line(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 200)
         raise Refusal(
-            f"torch.export cannot capture this model on an input of shape {tuple(example.shape)} ({reason}); "
+            f"torch.export cannot capture this model on an input of shape {(1, *input_shape)} ({reason}); "
             "certkit needs a forward without data-dependent branches that takes one tensor"
         ) from None
+    finally:
+        logging.disable(silenced)
     return _program(exported, dtype)
 
 
