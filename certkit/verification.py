@@ -8,6 +8,7 @@ at least what is measured. A sample of rows, drawn by a seed, gets its float64 l
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from pathlib import Path
 from typing import Literal
@@ -90,7 +91,7 @@ def verify(
         found.open("logits and local radii", "need the checkpoint")
     else:
         _same_subject(certificate, subject or subject_of(model), found)
-        with pinned(max(certificate.environment.threads, 1)):
+        with pinned(min(max(certificate.environment.threads, 1), os.cpu_count() or 1)):
             fresh = _Fresh(certificate, model)
             fresh.compare(ledger, deployed, found)
             if data is None:
@@ -189,6 +190,10 @@ def _same_subject(certificate: Certificate, subject: Subject, found: _Findings) 
             f"the checkpoint has sha256 {subject.sha256[:12]}…, the certificate is for {certificate.subject.sha256[:12]}…; "
             "give the one that was certified"
         )
+    if subject.parameters != certificate.subject.parameters:
+        raise Tampered(
+            f"certificate.json: states {certificate.subject.parameters} parameters, the checkpoint has {subject.parameters}"
+        )
     found.verified("checkpoint", f"sha256 {subject.sha256}")
 
 
@@ -203,7 +208,8 @@ def _same_data(certificate: Certificate, table: Certified, data: Dataset, found:
         raise Tampered(f"certificate.json: its box {certificate.threat.box} is not that of the samples, {data.box}")
     if not (np.array_equal(data.indices.numpy(), table.index) and np.array_equal(data.labels.numpy(), table.label)):
         raise Tampered(f"{certificate.table.name}: an index or a label is not that of the samples; certify again")
-    found.verified("samples", f"{record.count} of {record.name}/{record.split}, sha256 {record.sha256}")
+    read = data.record  # the same samples may bear another name
+    found.verified("samples", f"{read.count} of {read.name}/{read.split}, sha256 {read.sha256}")
 
 
 class _Fresh:
@@ -243,11 +249,9 @@ class _Fresh:
         off = np.abs(logits - table.logits[rows]).max(axis=1)
         if bad := rows[off > DIGITS * np.maximum(np.abs(logits).max(axis=1), 1.0)].tolist():
             raise Tampered(f"{self._row(table, bad[0])} its stated logits are not those of the network")
-        proved = self._radii(table, images, logits, rows, found)
+        proved = self._radii(table, images, logits, rows)
         for column in ("radius", "global_radius", "float_radius"):
             stated, fresh = getattr(table, column)[rows], getattr(proved, column)
-            if column == "float_radius" and self.certificate.execution.pair_error is not None and not self.claimed:
-                continue
             if bad := rows[stated > fresh * (1 + DIGITS)].tolist():
                 raise Tampered(f"{self._row(table, bad[0])} its stated {column} is larger than what is proved here")
         found.verified(
@@ -275,14 +279,14 @@ class _Fresh:
         images: torch.Tensor,
         logits: NDArray[np.float64],
         rows: NDArray[np.int64],
-        found: _Findings,
     ) -> Certified:
         """The rows of the table as they are proved here, local certificates and the float execution included."""
         claim = float_claim(self.program, self.deployed)
-        stated = self.certificate.execution.pair_error
-        self.claimed = claim.holds
-        if stated is not None and not claim.holds:
-            found.open("float execution", f"cannot be claimed on this machine: {'; '.join(claim.reasons)}")
+        if self.certificate.execution.pair_error is not None and not claim.holds:
+            raise Tampered(
+                f"certificate.json: it claims what its program's execution cannot be claimed to do: {claim.reasons[0]}"
+                f"{self.elsewhere('')}"
+            )
         local = local_radii(self.program, self.ledger, images, logits)
         executing = None
         if claim.holds:

@@ -186,6 +186,31 @@ def test_a_program_of_float32_cannot_be_claimed_to_run_in_float64(folder: Path) 
     assert str(caught.value) == "execution_ledger: it is of float64 arithmetic, but this one must be of float32"
 
 
+def test_a_program_without_a_claim_about_its_execution_is_not_given_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.GroupNorm(1, 1, eps=0.1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    certkit.certify(net, samples(), eps=["0.01"], out=tmp_path)
+    stated = load(Certificate, tmp_path / "certificate.json")
+    assert stated.execution.pair_error is None
+    table = certified.read(tmp_path / stated.table.name)
+    rows = replace(table, float_radius=table.radius)
+    certified.write(rows, tmp_path / stated.table.name)
+    error = checked(stated.execution_ledger).pairs.error.to_float()
+    told = {"arithmetic": "float32", "pair_error": error, "reasons": (), "assumptions": ()}
+    made = stated.model_copy(
+        update={
+            "execution": executed(rows, stated.threat.eps, **told),  # type: ignore[arg-type]
+            "table": stated.table.model_copy(update={"sha256": digest_file(tmp_path / stated.table.name)}),
+        }
+    )
+    save(made, tmp_path / "certificate.json")
+    verify(tmp_path)  # the files alone do not know the kernels
+    with pytest.raises(
+        Tampered, match=r"^certificate\.json: it claims what its program's execution cannot be claimed to do: "
+    ):
+        verify(tmp_path, model=net, data=samples())
+
+
 def enlarged(folder: Path, chosen: slice = slice(None)) -> None:
     """State larger local radii of some samples, with everything that follows from them."""
     stated = load(Certificate, folder / "certificate.json")
@@ -294,6 +319,27 @@ def test_another_checkpoint_is_refused(folder: Path) -> None:
         CheckpointError, match=r"^the checkpoint has sha256 .{12}…, the certificate is for .{12}…; give the"
     ):
         verify(folder, model=model(1), data=samples())
+
+
+def restated(folder: Path, **changes: dict[str, Any]) -> None:
+    """Parts of the certificate with some entries replaced."""
+    stated = load(Certificate, folder / "certificate.json")
+    parts = {name: getattr(stated, name).model_copy(update=entries) for name, entries in changes.items()}
+    save(stated.model_copy(update=parts), folder / "certificate.json")
+
+
+def test_a_number_of_parameters_that_is_not_the_checkpoints_is_caught(folder: Path) -> None:
+    restated(folder, subject={"parameters": 7})
+    with pytest.raises(Tampered) as caught:
+        verify(folder, model=model())
+    assert str(caught.value) == "certificate.json: states 7 parameters, the checkpoint has 51"
+
+
+def test_threads_and_names_that_a_file_states_are_not_believed(folder: Path) -> None:
+    restated(folder, environment={"threads": 2**40}, data={"name": "imagenet"})
+    found = verify(folder, model=model(), data=samples())
+    (told,) = [statement.how for statement in found.verified if statement.what == "samples"]
+    assert told.startswith("24 of random/test, ")
 
 
 def test_other_samples_are_refused(folder: Path) -> None:
