@@ -20,7 +20,7 @@ from certkit.bounds.rules.fused import SLOPES
 from certkit.config import LanguageModelConfig, MultilayerConfig, VisionTransformerConfig
 from certkit.engine.interpret import Interpreter
 from certkit.engine.program import Program, export
-from certkit.engine.readers import fused
+from certkit.engine.readers import entries, fused
 from certkit.errors import RecordError
 from certkit.models import create
 from certkit.models.attention import Rotary
@@ -155,6 +155,13 @@ def test_the_matrix_of_a_combination_never_stretches_by_more_than_is_measured(se
     assert step.rule == "combination"
     assert float(torch.linalg.matrix_norm(exact, ord=2)) <= step.evidence["stretch"].to_float() * (1 + NOISE)
     assert float(exact.abs().sum(1).max()) == pytest.approx(step.evidence["row"].to_float(), rel=1e-9)
+
+
+def test_a_value_that_all_rows_read_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Net(lambda net, x: (x - torch.cat([x[:, :1]] * 16, 1)).flatten(1))
+    assert "combination" in rules_of(module, (16, 1))
+    monkeypatch.setattr(entries, "MAX_ENTRIES", 64)
+    assert "combination" not in rules_of(module, (16, 1))
 
 
 def test_an_expansion_measures_the_product_of_the_matrices() -> None:

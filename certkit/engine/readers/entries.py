@@ -123,7 +123,9 @@ def _measured(terms: Terms | None, shape: tuple[int, ...]) -> dict[str, float]:
     own = np.unravel_index(np.arange(count), shape)
     numbers, factors = ([flat(term[side]) for term in terms] for side in (0, 1))
     columns, entries = np.concatenate(numbers), np.concatenate(factors)
-    if not np.isfinite(entries).all():
+    # MM' has an entry for each pair of rows that read one column
+    pairs = float(np.square(np.bincount(columns).astype(np.float64)).sum())
+    if pairs > MAX_TERMS * MAX_ENTRIES or not np.isfinite(entries).all():
         return {}
     found = {}
     source = np.unravel_index(columns, shape)
