@@ -210,6 +210,14 @@ def test_a_language_model_is_certified_from_its_embeddings_to_the_logits_of_each
         assert bool((apart <= gain(found) * longest(moved - xs) * (1 + NOISE)).all())
 
 
+def test_more_tokens_than_the_context_are_refused_from_embeddings_too() -> None:
+    # Of a context of one token the tables of positions would be repeated for all.
+    module = AtEmbeddings(language_model(GPT.model_copy(update={"context": 1}))).eval()
+    assert proof(module, (1, 16)).ledger.steps[-1].bound.shape == (1, 11)
+    with pytest.raises(Refusal, match=r"3 tokens are more than the context of 1"):
+        export(module, (3, 16))
+
+
 def test_the_proof_survives_json_and_a_shorter_stated_token_is_found_out() -> None:
     found = proof(small_gpt(), (5, 16), token_size=4.0)
     again = from_json(to_json(found.ledger))

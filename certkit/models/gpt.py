@@ -23,10 +23,15 @@ class LanguageModel(nn.Module):
 
     def from_embeddings(self, x_BTD: Tensor) -> Tensor:
         """The logits of tokens given as points of the embedding space, where they can be moved a little."""
+        logits_BTV: Tensor = self.head(self.hidden(x_BTD))
+        return logits_BTV
+
+    def hidden(self, x_BTD: Tensor) -> Tensor:
+        """What the head reads, token by token. Raises ValueError for more tokens than the context."""
         if x_BTD.shape[1] > self.context:
             raise ValueError(f"{x_BTD.shape[1]} tokens are more than the context of {self.context}")
-        logits_BTV: Tensor = self.head(self.blocks(x_BTD))
-        return logits_BTV
+        hidden_BTD: Tensor = self.blocks(x_BTD)
+        return hidden_BTD
 
 
 class AtEmbeddings(nn.Module):
@@ -40,7 +45,7 @@ class AtEmbeddings(nn.Module):
         self.model, self.position = model, position
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        logits_BV: Tensor = self.model.head(self.model.blocks(x_BTD)[:, self.position])
+        logits_BV: Tensor = self.model.head(self.model.hidden(x_BTD)[:, self.position])
         return logits_BV
 
 
