@@ -215,6 +215,7 @@ def gather(plan: Plan, blocks: Sequence[Sequence[Shard]]) -> Campaign:
         raise Tampered(
             "the shards of this campaign hold samples of different shapes; run it again into an empty folder"
         )
+    largest = max(eps.value for eps in plan.threat.eps)
     for start, block in zip(range(0, plan.data.count, plan.block), blocks, strict=True):
         clean, *attacks = block
         for number, shard in enumerate(attacks, 1):
@@ -229,6 +230,13 @@ def gather(plan: Plan, blocks: Sequence[Sequence[Shard]]) -> Campaign:
                     f"a shard of {plan.attacks[number - 1].name} did not attack the samples that the plan gives it; "
                     "run the attack again into an empty folder"
                 )
+            reached = hits(plan.threat, shard.label, shard.prediction)
+            beyond = plan.roles[number - 1] in ("bounded", "floor") and bool((shard.distance > largest).any())
+            if beyond or (shard.found & ~reached).any():
+                raise Tampered(
+                    f"a shard of {plan.attacks[number - 1].name} counts an example that does not count under this threat; "
+                    "run the attack again into an empty folder"
+                )
     clean = _joined([block[0] for block in blocks])
     runs = [_joined([block[number] for block in blocks]) for number in range(1, len(plan.attacks) + 1)]
     distance = np.full(len(clean.index), np.nan)
@@ -238,7 +246,6 @@ def gather(plan: Plan, blocks: Sequence[Sequence[Shard]]) -> Campaign:
         better = run.found & ~(distance <= run.distance)
         distance[better], winner[better] = run.distance[better], number
         prediction[better], adversarial[better] = run.prediction[better], run.adversarial[better]
-    largest = max(eps.value for eps in plan.threat.eps)
     planned = len(blocks) * (1 + len(plan.attacks))
     return Campaign(
         plan=plan,

@@ -6,6 +6,7 @@ Whatever is read is checked: names, types, rows, and the digest of the values. T
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -24,6 +25,8 @@ Images: TypeAlias = NDArray[np.float32]
 Whole: TypeAlias = NDArray[np.int64]
 Flags: TypeAlias = NDArray[np.bool_]
 
+AGAIN = "delete this file and run the same attack again"
+ANOTHER = "it belongs to another part of the campaign"
 SCHEMA = pa.schema(
     [
         ("index", pa.int64()),
@@ -36,6 +39,19 @@ SCHEMA = pa.schema(
         ("prediction", pa.int64()),
         ("adversarial", pa.list_(pa.float32())),
     ]
+)
+
+
+UNREADABLE = (
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
 )
 
 
@@ -108,22 +124,26 @@ def read_shard(path: Path, unit: Unit) -> Shard:
     """The shard of a unit, every column and the digest of its values checked. Raises RecordError or Tampered."""
     try:
         with pq.ParquetFile(path) as file:
+            if file.metadata.num_rows != unit.stop - unit.start:  # before they are read: there could be very many
+                raise Tampered(f"{path.name}: {ANOTHER}; {AGAIN}")
             return _checked(path, unit, file.read())
     except FileNotFoundError:
         raise Incomplete(f"{path.name}: this part of the campaign is missing; run the same attack again") from None
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except UNREADABLE as error:
         raise RecordError(f"{path.name}: not a readable shard ({one_line(error, 120)}); run the attack again") from None
 
 
 def _checked(path: Path, unit: Unit, table: Any) -> Shard:
     def refuse(reason: str) -> Tampered:
-        return Tampered(f"{path.name}: {reason}; delete this file and run the same attack again")
+        return Tampered(f"{path.name}: {reason}; {AGAIN}")
 
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     if not table.schema.equals(SCHEMA, check_metadata=False):
         raise refuse("its columns are not those of a shard")
-    if metadata.get("certkit.unit") != json.dumps(asdict(unit), sort_keys=True) or len(table) != unit.stop - unit.start:
-        raise refuse("it belongs to another part of the campaign")
+    if metadata.get("certkit.unit") != json.dumps(asdict(unit), sort_keys=True):
+        raise refuse(ANOTHER)
+    if any(table[name].null_count for name in ("index", "label", "attack", "attacked", "found", "silent")):
+        raise refuse("a value is missing")
     if set(table["attack"].to_pylist()) != {unit.attack}:
         raise refuse("its rows name another attack")
     shape = tuple(int(size) for size in json.loads(metadata["certkit.shape"]))
@@ -132,6 +152,8 @@ def _checked(path: Path, unit: Unit, table: Any) -> Shard:
     if not np.array_equal(examples.is_valid().to_numpy(zero_copy_only=False), found):
         raise refuse("its examples are not those of the samples it calls found")
     flat = examples.drop_null().flatten().to_numpy(zero_copy_only=False)
+    if len(flat) != int(found.sum()) * math.prod(shape):
+        raise refuse("its examples are not of the shape that it states")
     adversarial = np.full((len(found), *shape), np.nan, np.float32)
     adversarial[found] = flat.reshape(-1, *shape)
     shard = Shard(

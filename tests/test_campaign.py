@@ -283,6 +283,65 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], type[CertkitError], str]] = {
 }
 
 
+def without(name: str) -> Callable[[Path], None]:
+    """The first value of a column taken away."""
+
+    def damage(path: Path) -> None:
+        table = pq.read_table(path)
+        at = table.schema.get_field_index(name)
+        values = pa.array([None, *table[name].to_pylist()[1:]], table.schema.field(at).type)
+        pq.write_table(table.set_column(at, table.schema.field(at), values), path)
+
+    return damage
+
+
+def shaped(shape: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        table = pq.read_table(path)
+        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"certkit.shape": shape.encode()}), path)
+
+    return damage
+
+
+def longer(path: Path) -> None:
+    table = pq.read_table(path)
+    pq.write_table(pa.concat_tables([table] * 50), path)
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
+    **{
+        f"no {name}": (without(name), "a value is missing")
+        for name in ("index", "label", "attacked", "found", "silent")
+    },
+    "more rows": (longer, "it belongs to another part of the campaign"),
+    "samples of any size": (shaped("[10000000000000]"), "its examples are not of the shape that it states"),
+    "a deep shape": (shaped("[" * 100_000), "not a readable shard ("),
+    "no such shape": (shaped("[5]"), "its examples are not of the shape that it states"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_shard_that_wants_to_be_misread_is_refused_in_one_line(name: str, undisturbed: Path, tmp_path: Path) -> None:
+    damage, message = HOSTILE[name]
+    unit = next(units(load(Plan, undisturbed / "campaign" / "plan.json")))[2]
+    path = tmp_path / unit.name
+    path.write_bytes((undisturbed / "campaign" / "shards" / unit.name).read_bytes())
+    damage(path)
+    with pytest.raises(RecordError) as caught:
+        read_shard(path, unit)
+    assert str(caught.value).startswith(f"{unit.name}: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_clean_shard_of_samples_that_no_memory_holds_is_refused(undisturbed: Path, tmp_path: Path) -> None:
+    unit = next(units(load(Plan, undisturbed / "campaign" / "plan.json")))[0]
+    path = tmp_path / unit.name
+    path.write_bytes((undisturbed / "campaign" / "shards" / unit.name).read_bytes())
+    shaped("[10000000000000]")(path)
+    with pytest.raises(RecordError, match=r"not a readable shard \(Unable to allocate"):
+        read_shard(path, unit)
+
+
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_shard_is_refused_when_read_and_run_again_when_resumed(
     name: str, undisturbed: Path, tmp_path: Path
@@ -391,6 +450,30 @@ def test_a_shard_that_attacked_others_than_the_plan_gives_it_is_refused(
         load_campaign(tmp_path)
     assert str(caught.value) == (
         f"a shard of {list(BRIEF['l2'])[number - 1]} did not attack the samples that the plan gives it; "
+        "run the attack again into an empty folder"
+    )
+
+
+def claimed(shard: Shard, distance: float, to: int) -> Shard:
+    """Everyone who was attacked broken there, by a class so far from the label."""
+    asked = shard.attacked
+    return replace(
+        shard,
+        found=asked,
+        distance=np.where(asked, distance, np.nan),
+        prediction=np.where(asked, (shard.label + to) % 3, -1),
+        adversarial=np.where(asked.reshape(-1, 1, 1, 1), np.float32(0.5), np.float32(np.nan)),
+    )
+
+
+@pytest.mark.parametrize(("distance", "to"), [(0.05, 0), (0.2, 1)])
+def test_a_shard_with_examples_that_do_not_count_is_refused(distance: float, to: int, tmp_path: Path) -> None:
+    run(tmp_path)
+    forged(tmp_path, 3, lambda shard: claimed(shard, distance, to))
+    with pytest.raises(Tampered) as caught:
+        load_campaign(tmp_path)
+    assert str(caught.value) == (
+        "a shard of L2-PGD counts an example that does not count under this threat; "
         "run the attack again into an empty folder"
     )
 
