@@ -47,10 +47,11 @@ def load_certificate(directory: Path) -> tuple[Certificate, Certified, Ledger]:
     proved = tuple(tuple(number.to_float() for number in row) for row in ledger.pairs.gain)
     if proved != certificate.pair_gain or ledger.pairs.error.to_float() != certificate.pair_error:
         raise RuleViolation("certificate.json: pair_gain is not what the ledger proves; certify the checkpoint again")
-    first = ledger.steps[0].attributes
-    stated = {"norm": certificate.threat.norm, "low": certificate.threat.box[0], "high": certificate.threat.box[1]}
-    if any(first.get(key) != value for key, value in stated.items()):
-        raise Tampered("certificate.json: the threat is not the one that the ledger starts from; certify again")
+    if ledger.arithmetic != "float64":
+        raise RuleViolation(
+            "certificate.json: its centres are computed in float64, and its ledger is of another arithmetic"
+        )
+    _same_threat(certificate, ledger)
     file = directory / certificate.table.name
     if not file.is_file():
         raise RecordError(f"{certificate.table.name}: missing beside certificate.json; certify the checkpoint again")
@@ -72,6 +73,13 @@ def load_certificate(directory: Path) -> tuple[Certificate, Certified, Ledger]:
     return certificate, table, ledger
 
 
+def _same_threat(certificate: Certificate, ledger: Ledger) -> None:
+    first = ledger.steps[0].attributes
+    stated = {"norm": certificate.threat.norm, "low": certificate.threat.box[0], "high": certificate.threat.box[1]}
+    if any(first.get(key) != value for key, value in stated.items()):
+        raise Tampered("certificate.json: the threat is not the one that the ledger starts from; certify again")
+
+
 def _same_execution(certificate: Certificate, table: Certified, gain: NDArray[np.float64]) -> None:
     """The radii that no ledger holds are at least those that one does, and the program's never above the function's.
 
@@ -79,6 +87,7 @@ def _same_execution(certificate: Certificate, table: Certified, gain: NDArray[np
     """
     name, execution = certificate.table.name, certificate.execution
     ledger = checked(certificate.execution_ledger)
+    _same_threat(certificate, ledger)
     if ledger.arithmetic != execution.arithmetic or execution.pair_error not in (None, ledger.pairs.error.to_float()):
         raise RuleViolation(
             "certificate.json: the execution's error is not what its ledger proves; certify the checkpoint again"

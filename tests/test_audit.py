@@ -182,6 +182,16 @@ def test_an_edited_column_is_refused_even_when_its_digest_was_edited_too(
             RecordError,
             "execution: Value error, a claim has an error and no reasons against it",
         ),
+        (
+            lambda c: c["execution_ledger"]["steps"][0]["attributes"].update(norm="linf"),
+            RuleViolation,
+            "the stated bound is not the one",
+        ),
+        (
+            lambda c: c.update(ledger=c["execution_ledger"], pair_error=c["execution"]["pair_error"]),
+            RuleViolation,
+            "its centres are computed in float64, and its ledger is of another arithmetic",
+        ),
         (lambda c: c["without_local"].update(improved=7), Tampered, "without_local is not what the samples and the"),
         (lambda c: c.update(certified=[]), Tampered, "certified is not what the samples and the ledger give"),
         (lambda c: c["clean"].update(total=1), RecordError, "clean: Value error, 24 of 1 in"),
