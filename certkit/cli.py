@@ -23,6 +23,7 @@ COMMANDS = {
     "attack": "certkit.commands.attack:attack",
     "audit": "certkit.commands.audit:audit",
     "certify": "certkit.commands.certify:certify",
+    "compare": "certkit.commands.compare:compare",
     "crosscheck": "certkit.commands.crosscheck:crosscheck",
     "demo": "certkit.commands.demo:demo",
     "doctor": "certkit.commands.doctor:doctor",
