@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -263,3 +264,15 @@ def test_radii_that_are_tried_reach_down_from_the_last_that_could_pass() -> None
 def test_a_radius_that_nobody_tried_is_refused(case) -> None:
     with pytest.raises(ConfigError, match=r"^nothing was tried at radius 0.05; expected one of those given to proof$"):
         case[2].moved(0.05)
+
+
+def test_a_loss_is_rounded_up_where_large_numbers_cancel_and_infinite_where_nothing_is_known() -> None:
+    pairs = 1000.0 * (1 - np.eye(2))
+    found = Proof(
+        logits=np.array([[[1000.1, 0.0]]] * 2), room=np.ones((2, 1)), radii=np.array([1.0]),
+        everywhere=np.ones((1, 2)), jointly=np.ones((1, 2)), pairs=pairs, error=0.0,
+    )  # fmt: skip
+    loss = found.loss(np.zeros((2, 1), dtype=np.int64), np.array([1.0, np.inf]))
+    exact = math.log1p(math.exp(float(Fraction(1000) - Fraction(1000.1))))  # the difference is exact, then rounded once
+    assert exact <= loss[0, 0] == pytest.approx(exact, abs=1e-11)
+    assert math.isinf(loss[1, 0])

@@ -358,7 +358,10 @@ def lines(found: LanguageAudit) -> list[str]:
                 f"under attack {options.share(attacked.robust, up=True)}"
             )
     for at in found.losses:
-        told.append(f"loss within {at.eps.text:<10}at most {at.loss:.4f}, mean change at most {at.change:.4f}")
+        if at.loss is None or at.change is None:
+            told.append(f"loss within {at.eps.text:<10}no bound")
+        else:
+            told.append(f"loss within {at.eps.text:<10}at most {at.loss:.4f}, mean change at most {at.change:.4f}")
     return told
 
 

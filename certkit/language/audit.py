@@ -87,8 +87,10 @@ def losses(proof: Proof, y_NT: Whole, eps: Sequence[Eps]) -> tuple[LossAt, ...]:
     return tuple(found)
 
 
-def _mean(values: Floats) -> float:
-    """An upper bound of the mean: N additions in any order lose less than N units of the sum of absolute values."""
+def _mean(values: Floats) -> float | None:
+    """An upper bound of the mean: N additions in any order lose less than N units of the sum of absolute values; None for infinity."""
+    if not np.isfinite(values).all():
+        return None
     lost = (values.size + 2) * 2.0**-52 * float(np.abs(values).mean())
     return math.nextafter(float(values.mean()) + lost, math.inf)
 

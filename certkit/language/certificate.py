@@ -150,10 +150,10 @@ class Proof:
         log p_y = -log sum_j exp(-(z_y - z_j)). Each difference z_y - z_j moves by at most M = max_j |W_y - W_j| moved, and
         log sum exp is monotone and moves by c when all its arguments do: it moves by at most M. Rounded up.
         """
-        return np.asarray(np.nextafter(self.pairs.max(axis=1)[y_NT] * moved[:, None], np.inf))
+        return _next(self.pairs.max(axis=1)[y_NT] * moved[:, None])
 
     def loss(self, y_NT: NDArray[np.int64], moved: Floats) -> Floats:
-        """An upper bound (N, T) of the cross-entropy of each true token, in nats, anywhere on the ball.
+        """An upper bound (N, T) of the cross-entropy of each true token, in nats, anywhere on the ball; infinity where none is known.
 
         -log p_y = log sum_j exp(z_j - z_y), which increases in each difference: and z_j - z_y is at most its value at the
         centre, the error of computing it, and |W_y - W_j| moved. Computing it in float64 from arguments a_j loses less than
@@ -162,14 +162,20 @@ class Proof:
         """
         labels = y_NT[..., None]
         true = np.take_along_axis(self.logits, labels, axis=-1)
-        reached = np.nextafter(self.pairs[y_NT] * moved[:, None, None], np.inf)
         other = np.arange(self.logits.shape[-1]) != labels
-        a = np.nextafter((self.logits - true) + np.where(other, self.error + reached, 0.0), np.inf)
+        known = np.isfinite(moved)
+        reached = _next(self.pairs[y_NT] * np.where(known, moved, 0.0)[:, None, None])
+        a = _next(_next(self.logits - true) + np.where(other, _next(self.error + reached), 0.0))
         top = a.max(axis=-1, keepdims=True)
         value = top[..., 0] + np.log(np.exp(a - top).sum(axis=-1))
         count = a.shape[-1]
         slack = (count + 64) * 2.0**-52 * (1.0 + np.abs(a).max(axis=-1) + np.log(count))
-        return np.asarray(value + slack)
+        return np.where(known[:, None], value + slack, np.inf)
+
+
+def _next(value: Floats) -> Floats:
+    """One float64 up: a bound of what was rounded once."""
+    return np.asarray(np.nextafter(value, np.inf))
 
 
 def proof(

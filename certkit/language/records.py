@@ -58,11 +58,14 @@ class Curve(Record):
 
 
 class LossAt(Record):
-    """Upper bounds when every token moves by at most eps: of the mean loss in nats, and of its mean change either way."""
+    """Upper bounds when every token moves by at most eps: of the mean loss in nats, and of its mean change either way.
+
+    None where there is no bound, or none that float64 holds.
+    """
 
     eps: Eps
-    loss: float
-    change: Distance
+    loss: float | None
+    change: Distance | None
 
 
 class Slope(Record):
