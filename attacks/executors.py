@@ -8,6 +8,7 @@ waited for.
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import multiprocessing
 import os
@@ -62,12 +63,22 @@ _here: list[Worker] = []  # the worker of this process, once it has become one
 
 
 def _become(parcel: Parcel, parent: int, path: list[str], counter: Any) -> None:
-    sys.path[:] = path  # the model's own module may stand where the parent was started
+    sys.path[:] = path
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     with counter.get_lock():
         number = counter.value
         counter.value += 1
-    _here.append(Worker(parcel, device_of(parcel.plan.device, number)))
+    worker = Worker(parcel, device_of(parcel.plan.device, number))
+    atexit.register(worker.open.close)  # later the interpreter is too far gone to give anything back
+    _here.append(worker)
+
+
+def _modules() -> list[str]:
+    """Where this process looks for modules, as another process must name it: the model's own may stand in any of them.
+
+    The folder where this one was started is among them only if it is here, too.
+    """
+    return [one or os.getcwd() for one in sys.path]
 
 
 def _watch(parent: int) -> None:
@@ -83,7 +94,7 @@ def _block(number: int) -> int:
 
 def _pool(parcel: Parcel, numbers: Sequence[int], workers: int, done: Done) -> None:
     context = multiprocessing.get_context("spawn")
-    arguments = (parcel, os.getpid(), [os.getcwd(), *sys.path], context.Value("i", 0))
+    arguments = (parcel, os.getpid(), _modules(), context.Value("i", 0))
     count = min(workers, len(numbers))
     pool = ProcessPoolExecutor(count, context, initializer=_become, initargs=arguments)
     try:
@@ -116,7 +127,7 @@ def _submitit(parcel: Parcel, numbers: Sequence[int], workers: int, done: Done) 
     executor = submitit.AutoExecutor(folder=folder)
     executor.update_parameters(name="certkit", cpus_per_task=parcel.plan.threads, timeout_min=JOB_MINUTES)
     share = [list(numbers[start::workers]) for start in range(min(workers, len(numbers)))]
-    path = [os.getcwd(), *sys.path]
+    path = _modules()
     jobs = [executor.submit(_job, parcel, blocks, parcel.plan.device, path) for blocks in share]
     for job in jobs:
         try:
@@ -142,7 +153,7 @@ def _ray(parcel: Parcel, numbers: Sequence[int], workers: int, done: Done) -> No
         local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers, "include_dashboard": False}
         ray.init(logging_level="ERROR", **local)
     try:
-        sent, path = ray.put(parcel), [os.getcwd(), *sys.path]
+        sent, path = ray.put(parcel), _modules()
         gpus = 1 if parcel.plan.device.startswith("cuda") else 0
         task = ray.remote(num_cpus=parcel.plan.threads, num_gpus=gpus)(_job)
         share = [list(numbers[start::workers]) for start in range(min(workers, len(numbers)))]

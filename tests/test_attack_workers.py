@@ -76,12 +76,20 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_two_workers_give_the_bytes_of_one(alone: Path, tmp_path: Path) -> None:
+def test_two_workers_give_the_bytes_of_one(
+    alone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And look for modules where their parent does, not in the folder where it was started; and end in silence."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "numpy.py").write_text("raise SystemExit('a file of the working folder was imported')")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one])
     seen: list[tuple[int, int]] = []
     run(tmp_path, workers=2, progress=lambda done, total, name: seen.append((done, total)))
     assert stored(tmp_path) == stored(alone)
     assert len(executed(tmp_path)) == len(set(executed(tmp_path))) == UNITS
     assert seen == [(4, UNITS), (8, UNITS), (12, UNITS)]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 KILLED = """
