@@ -15,7 +15,7 @@ from certkit.campaign import Campaign, distance_up, load_campaign
 from certkit.errors import RecordError
 from certkit.files import digest, load
 from certkit.proof import load_certificate
-from certkit.records import Audit, Contradiction
+from certkit.records import Audit, Contradiction, Refutes
 from certkit.shards import Images
 
 if TYPE_CHECKING:
@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 class Replay:
     """What came of it. ``stated`` is the campaign's distance, ``distance`` what was measured now, both rounded up.
 
-    ``prediction`` is the network's on the example alone, in its own precision; a tie counts as an error. ``radius`` and
-    ``reference_margin`` (float64, rounded down, of the certified class) are None without a certificate; ``refutes``
-    is True where the example lies inside the certified radius and is wrong beyond the float64 error.
+    ``prediction`` is the network's on the example alone, in its own precision, by the kernels and threads of the campaign;
+    a tie counts as an error. ``radius`` and ``reference_margin`` (float64, rounded down, of the certified class) are None
+    without a certificate of this sample. ``disproves`` names the claim that the example refutes: about exact arithmetic,
+    where it lies inside the certified radius and is wrong beyond the float64 error; about the float execution, where it
+    lies inside the radius of that claim and the program errs. None where it refutes neither.
     """
 
     sample: int
@@ -42,12 +44,19 @@ class Replay:
     prediction: int
     radius: float | None
     reference_margin: float | None
-    refutes: bool
+    disproves: Refutes | None
+    target: int | None = None
+
+    @property
+    def refutes(self) -> bool:
+        """Whether a claim of the certificate is refuted."""
+        return self.disproves is not None
 
     @property
     def reproduced(self) -> bool:
-        """Whether the example is wrong here too, and no farther away than stated."""
-        return self.prediction != self.label and self.distance <= self.stated
+        """Whether the example does here what it was found for, and lies no farther away than stated."""
+        hit = self.prediction != self.label if self.target is None else self.prediction == self.target
+        return hit and self.distance <= self.stated
 
 
 def replay(directory: Path, sample: int, model: nn.Module, data: Dataset, *, subject: Subject | None = None) -> Replay:
@@ -77,20 +86,24 @@ def replay(directory: Path, sample: int, model: nn.Module, data: Dataset, *, sub
     threat, label = campaign.plan.threat, int(campaign.label[row])
     image: Images = np.asarray(data.images[row : row + 1], np.float32)
     radius = margin = None
-    refutes = False
+    disproves: Refutes | None = None
     distance = float(distance_up(threat.norm, image, example)[0])
     with _evaluating(model):
-        prediction = _prediction(model, example, label)
+        prediction = _prediction(model, example, label, campaign.plan.threads)
         if (directory / "certificate.json").is_file():
             certificate, table, _ = load_certificate(directory)
-            if certificate.subject.sha256 == campaign.plan.subject.sha256 and table.index[row] == sample:
+            of_this = (certificate.subject.sha256, certificate.data.sha256)
+            if of_this == (campaign.plan.subject.sha256, campaign.plan.data.sha256):
                 radius = float(table.radius[row]) if table.correct[row] else 0.0
                 logits = reference(certificate, model, example)[0]
                 held = int(table.predicted[row])
                 margin = float(np.nextafter(logits[held] - np.delete(logits, held).max(), -np.inf))
-                same = certificate.threat.norm == threat.norm
-                refutes = same and distance < radius and margin < -certificate.pair_error
-    return Replay(sample, label, attack, stated, distance, prediction, radius, margin, refutes)
+                if certificate.threat.norm == threat.norm and distance < radius:
+                    if margin < -certificate.pair_error:
+                        disproves = "exact arithmetic"
+                    elif distance < table.float_radius[row] and prediction != label:
+                        disproves = "float execution"
+    return Replay(sample, label, attack, stated, distance, prediction, radius, margin, disproves, threat.target)
 
 
 def _example(directory: Path, campaign: Campaign, row: int) -> tuple[str, float, Images]:
@@ -98,7 +111,12 @@ def _example(directory: Path, campaign: Campaign, row: int) -> tuple[str, float,
     sample = int(campaign.index[row])
     for one in _contradictions(directory):
         if one.index == sample and one.example is not None:
-            data = (directory / one.example.name).read_bytes()
+            path = directory / one.example.name
+            if not path.is_file():
+                raise RecordError(
+                    f"{one.example.name}: audit.json names this example and it is missing; run the audit again"
+                )
+            data = path.read_bytes()
             if digest(data) != one.example.sha256:
                 raise RecordError(f"{one.example.name}: is not the example that audit.json names; run the audit again")
             return one.attack, one.distance, np.load(directory / one.example.name, allow_pickle=False)[None]
@@ -125,14 +143,15 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             one.training = training
 
 
-def _prediction(model: nn.Module, example: Images, label: int) -> int:
-    """The label where it beats every other class, else the strongest of the others; one thread, as campaigns run."""
+def _prediction(model: nn.Module, example: Images, label: int, threads: int) -> int:
+    """The label where it beats every other class, else the strongest of the others; as campaigns on a CPU run it."""
     import torch
 
+    from certkit.engine.kernels import deployed
     from certkit.machine import pinned
 
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    with pinned(None), torch.no_grad():
+    with pinned(threads), deployed(), torch.no_grad():
         logits: NDArray[np.float64] = model(torch.from_numpy(example).to(dtype))[0].double().numpy(force=True)
     others = logits.copy()
     others[label] = -np.inf

@@ -129,9 +129,37 @@ def test_an_example_inside_a_certified_radius_exits_with_4(held: Any, monkeypatc
     assert "sample 3: the example lies inside the certified radius and is wrong in float64" in result.stderr
 
 
+def test_an_example_that_only_the_program_errs_on_refutes_the_claim_about_its_execution(
+    held: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lenient(directory: Path) -> Any:
+        certificate, table, ledger = load_certificate(directory)
+        wider = replace(table, radius=table.radius * 10, float_radius=table.radius * 10)
+        return certificate.model_copy(update={"pair_error": 100.0}), wider, ledger
+
+    monkeypatch.setattr("certkit.replay.load_certificate", lenient)
+    assert replay(held[0], 3, *held[1:]).disproves == "float execution"
+    result = command(monkeypatch, held, held[0], 3)
+    assert result.exit_code == 4
+    assert "sample 3: the example lies inside the certified radius and the program errs on it" in result.stderr
+
+
+def test_a_certificate_of_other_samples_has_no_radius_for_these(held: Any, copy: Path) -> None:
+    _, model, data = held
+    certkit.certify(model, labelled_by(model, samples(2)), eps=EPS, out=copy)
+    found = replay(copy, 3, model, data)
+    assert (found.radius, found.refutes, found.reproduced) == (None, False, True)
+
+
+def test_an_example_of_a_targeted_campaign_is_reproduced_at_its_target_alone(held: Any) -> None:
+    found = replay(held[0], 3, *held[1:])
+    assert replace(found, target=found.prediction).reproduced
+    assert not replace(found, target=found.prediction + 1).reproduced
+
+
 def test_an_example_that_is_right_here_exits_with_3(held: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     label = int(held[2].labels[3])
-    monkeypatch.setattr("certkit.replay._prediction", lambda model, example, label: label)
+    monkeypatch.setattr("certkit.replay._prediction", lambda model, example, label, threads: label)
     result = command(monkeypatch, held, held[0], 3)
     assert result.exit_code == 3
     assert "sample 3: the example does not come out here as it is recorded" in result.stderr
@@ -149,6 +177,10 @@ def test_a_refutation_is_replayed_before_the_nearest_example_and_must_be_the_one
     found = replay(copy, 3, model, data)
     assert (found.attack, found.stated) == (hit.attack, hit.distance)
     assert hit.example is not None
+    kept = (copy / hit.example.name).rename(copy / "kept.npy")
+    with pytest.raises(RecordError, match=r"audit\.json names this example and it is missing; run the audit again$"):
+        replay(copy, 3, model, data)
+    kept.rename(copy / hit.example.name)
     np.save(copy / hit.example.name, np.zeros((1, 2, 2), np.float32))
     with pytest.raises(RecordError, match=r"is not the example that audit\.json names; run the audit again$"):
         replay(copy, 3, model, data)

@@ -35,8 +35,10 @@ def replay(directory: Path, sample: int, checkpoint: Path, **given: Any) -> None
     ]
     if found.radius is not None:
         lines += [f"certified   {found.radius:.9g}", f"margin      {found.reference_margin:.6g} in float64"]
-    options.say({**asdict(found), "reproduced": found.reproduced}, lines, json=given["json"])
+    told = {**asdict(found), "reproduced": found.reproduced, "refutes": found.refutes}
+    options.say(told, lines, json=given["json"])
     if found.refutes:
-        raise Refuted(f"sample {found.sample}: the example lies inside the certified radius and is wrong in float64")
+        wrong = "is wrong in float64" if found.disproves == "exact arithmetic" else "the program errs on it"
+        raise Refuted(f"sample {found.sample}: the example lies inside the certified radius and {wrong}")
     if not found.reproduced:
         raise EvaluationInvalid(f"sample {found.sample}: the example does not come out here as it is recorded")
