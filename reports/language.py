@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from certkit.errors import RecordError, one_line
 from certkit.files import load, write_atomic
@@ -62,13 +63,14 @@ def changed(one: Substitution) -> list[tuple[str, str, bool]]:
 def figure(curves: Sequence[Curve]) -> str:
     """Certified and attacked next-token accuracy of the first curve, all positions, against the radius."""
     curve = curves[0]
-    radii = np.array([point.eps.value for point in curve.certified])
+    points = [point for point in curve.certified if point.eps.value > 0]  # radii spread over decades
+    radii = np.array([point.eps.value for point in points])
 
     def share(count: int, total: int) -> float:
         return 100 * count / max(total, 1)
 
-    low = [share(point.certified.count, point.certified.total) for point in curve.certified]
-    high = [share(point.robust.count, point.robust.total) for point in curve.attacked]
+    low = [share(point.certified.count, point.certified.total) for point in points]
+    high = [share(point.robust.count, point.robust.total) for point in curve.attacked if point.eps.value > 0]
 
     def paint(drawn: Figure) -> None:
         axes = framed(drawn, SIZE, left=38, bottom=52, top=30)
@@ -78,7 +80,10 @@ def figure(curves: Sequence[Curve]) -> str:
                 radii, values, marker, color=INKS[ink], markersize=7.5, markeredgecolor=INKS["paper"],
                 markeredgewidth=1.5, clip_on=False, zorder=5,
             )  # fmt: skip
-        axes.set_xlim(0, float(radii.max(initial=0.0)) * 1.02 or 1.0)
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks(radii, [point.eps.text for point in points])
+        axes.set_xlim(float(radii.min()) / 1.1, float(radii.max()) * 1.1)
         axes.set_ylim(0, 102)
         axes.set_yticks([0, 25, 50, 75, 100])
         label(axes, x="eps, l2 move of every token's embedding", y="% of all positions")
