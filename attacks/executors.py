@@ -146,7 +146,7 @@ def _ray(parcel: Parcel, numbers: Sequence[int], workers: int, done: Done) -> No
 
     Its ports run whatever they are sent: use it in a closed network.
     """
-    import ray  # type: ignore[import-not-found, unused-ignore]
+    import ray
 
     began = not ray.is_initialized()
     if began:
