@@ -1,11 +1,13 @@
 """The standard suite beside a plain Foolbox loop, beside a public AutoAttack, under kills, workers and block sizes.
 
-    python -m benchmarks.attacks CHECKPOINT --data digits --norm l2 --eps 0.1,0.25,0.5 > benchmarks/results/attacks.json
+    python -m benchmarks.attacks > benchmarks/results/attacks.json
+    python -m benchmarks.attacks CHECKPOINT --data digits --norm l2 --eps 0.1,0.25,0.5 --only loop,autoattack
 
-``--only`` picks some of: loop, autoattack, kills, workers, blocks. The plain loop runs the suite's Foolbox attacks as
+Without a checkpoint: kills, workers and blocks, on a small network with brief attacks, as bytes do not depend on how hard
+an attack tries. Kills are SIGKILL at random moments of one campaign; units that run twice are counted from its log. With
+one, ``--only`` picks some of: loop, autoattack, kills, workers, blocks. The plain loop runs the suite's Foolbox attacks as
 Foolbox's own manual does: every eps from scratch, every restart on every sample, its success believed. AutoAttack is the
-PyPI package pyautoattack, which the comparison needs and certkit does not. Kills are SIGKILL at random moments of one
-campaign with two workers; units that run twice are counted from its log.
+PyPI package pyautoattack, which the comparison needs and certkit does not.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,13 +30,15 @@ import torch
 import certkit
 from benchmarks.common import printed
 from certkit.attacks.suites import OWN, SUITES, method_of
-from certkit.campaign import Campaign, load_campaign
+from certkit.campaign import Campaign
 from certkit.commands.loading import load_model
 from certkit.data import Dataset, load
 from certkit.machine import pinned
 from certkit.records import radii
 
-PARTS = ("loop", "autoattack", "kills", "workers", "blocks")
+CRASHES = ("kills", "workers", "blocks")
+PARTS = ("loop", "autoattack", *CRASHES)
+BRIEF = ("DDN:steps=10,restarts=2,bisection=4", "APGD-T:steps=10,restarts=2", "Square:queries=20")
 
 
 def standing(campaign: Campaign) -> dict[str, int]:
@@ -98,17 +101,10 @@ def autoattack(given: argparse.Namespace, model: torch.nn.Module, data: Dataset)
     return {"cpu_seconds": round(time.process_time() - began, 1), "withstand": found}
 
 
-CAMPAIGN = """
-import sys
-from pathlib import Path
-import benchmarks.attacks as b
-if __name__ == "__main__":
-    given = b.parsed(sys.argv[2:])
-    model, _ = b.load_model(given.checkpoint)
-    data = b.load(given.data, "test", limit=given.limit)
-    import certkit
-    certkit.attack(model, data, norm=given.norm, eps=given.eps.split(","), suite=given.suite, out=Path(sys.argv[1]), workers=2, block=16)
-"""
+def begun(given: argparse.Namespace, model: torch.nn.Module, data: Dataset, out: Path, **more: Any) -> Campaign:
+    """The campaign of the crash tests, in a folder that stays."""
+    named = {"suite": given.suite} if given.checkpoint else {"suite": "none", "attacks": BRIEF}
+    return certkit.attack(model, data, norm=given.norm, eps=given.eps.split(","), out=out, **{**named, **more})
 
 
 def bytes_of(out: Path) -> dict[str, bytes]:
@@ -117,40 +113,49 @@ def bytes_of(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in files}
 
 
-def kills(given: argparse.Namespace, words: list[str]) -> dict[str, Any]:
-    """So many SIGKILLs at random moments, then a run to the end, against a campaign that nobody disturbed."""
-    draw, landed = random.Random(0), 0
+def logged(out: Path, event: str) -> list[dict[str, Any]]:
+    path = out / "campaign" / "log.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [entry for entry in map(json.loads, lines) if entry["event"] == event]
+
+
+def kills(given: argparse.Namespace, model: torch.nn.Module, data: Dataset) -> dict[str, Any]:
+    """So many SIGKILLs inside one campaign, then a run to the end, against a campaign that nobody disturbed.
+
+    Each life is a fork, so that it spends its time in the campaign and not in imports. It is killed at a random moment of
+    the next two units once a random number of units is there; the numbers go from none to all.
+    """
+    draw, moments = random.Random(0), []
     with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder, "campaign.py")
-        program.write_text(CAMPAIGN)
-        environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-
-        def begun(out: Path) -> subprocess.Popen[bytes]:
-            return subprocess.Popen([sys.executable, str(program), str(out), *words], env=environment)
-
+        calm, out = Path(folder, "calm"), Path(folder, "killed")
         began = time.monotonic()
-        if begun(Path(folder, "calm")).wait():
-            raise SystemExit("the undisturbed campaign failed")
-        whole, out = time.monotonic() - began, Path(folder, "killed")
-        for _ in range(given.kills):
-            child = begun(out)
-            try:
-                child.wait(timeout=draw.uniform(0.2, 1.0) * whole)
-            except subprocess.TimeoutExpired:
-                os.kill(child.pid, signal.SIGKILL)
-                child.wait()
-                landed += 1
-        last = begun(out).wait()
-        lines = [json.loads(line) for line in (out / "campaign" / "log.jsonl").read_text().splitlines()]
-        runs = Counter(line["unit"] for line in lines if line["event"] == "unit")
-        campaign = load_campaign(out)
+        begun(given, model, data, calm, block=8)
+        seconds, total = time.monotonic() - began, len(bytes_of(calm)) - 2
+        for goal in sorted(draw.randrange(total) for _ in range(given.kills)):
+            lives = len(logged(out, "start"))
+            if (child := os.fork()) == 0:
+                begun(given, model, data, out, block=8)
+                os._exit(0)
+            while len(logged(out, "start")) == lives or len(list((out / "campaign" / "shards").glob("*"))) < goal:
+                time.sleep(0.002)
+            time.sleep(draw.uniform(0, 2 * seconds / total))
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            if os.WIFSIGNALED(status):
+                moments.append(len(list((out / "campaign" / "shards").glob("*.parquet"))))
+        left = total - moments[-1]
+        campaign = begun(given, model, data, out, block=8)
+        runs = Counter(entry["unit"] for entry in logged(out, "unit"))
         return {
             "kills": given.kills,
-            "landed": landed,
-            "last_exit_code": last,
+            "landed": len(moments),
+            "units_there_at_each_kill": moments,
+            "units_left_to_the_last_run": left,
+            "seconds_undisturbed": round(seconds, 1),
             "units": campaign.units_planned,
             "units_run_twice": sum(count > 1 for count in runs.values()),
-            "byte_identical": bytes_of(out) == bytes_of(Path(folder, "calm")),
+            "units_lost": campaign.units_planned - campaign.units_executed,
+            "byte_identical": bytes_of(out) == bytes_of(calm),
         }
 
 
@@ -159,24 +164,20 @@ def workers(given: argparse.Namespace, model: torch.nn.Module, data: Dataset) ->
     seen = []
     with tempfile.TemporaryDirectory() as folder:
         for count in (1, 2, 4):
-            out = Path(folder, str(count))
-            certkit.attack(
-                model,
-                data,
-                norm=given.norm,
-                eps=given.eps.split(","),
-                suite=given.suite,
-                out=out,
-                workers=count,
-                block=16,
-            )
-            seen.append(bytes_of(out))
+            begun(given, model, data, Path(folder, str(count)), workers=count, block=16)
+            seen.append(bytes_of(Path(folder, str(count))))
     return {"workers": [1, 2, 4], "files": len(seen[0]), "byte_identical": all(one == seen[0] for one in seen)}
 
 
 def blocks(given: argparse.Namespace, model: torch.nn.Module, data: Dataset) -> dict[str, Any]:
-    """Verdicts over block sizes; where they differ, both distances."""
-    campaigns = {size: ours(given, model, data, block=size)[0] for size in (7, 64, 500)}
+    """Each block size run twice for its bytes; verdicts over block sizes, and where they differ, both distances."""
+    campaigns, again = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for size in (7, 64, 500):
+            first, second = Path(folder, f"{size}"), Path(folder, f"{size} again")
+            campaigns[size] = begun(given, model, data, first, block=size)
+            begun(given, model, data, second, block=size)
+            again[str(size)] = bytes_of(first) == bytes_of(second)
     differ, total = [], 0
     for eps in campaigns[64].plan.threat.eps:
         robust = {size: campaign.robust(eps.value) for size, campaign in campaigns.items()}
@@ -184,28 +185,46 @@ def blocks(given: argparse.Namespace, model: torch.nn.Module, data: Dataset) -> 
         for row in np.flatnonzero((robust[7] != robust[64]) | (robust[500] != robust[64])):
             distances = {str(size): campaign.at(int(row)) for size, campaign in campaigns.items()}
             differ.append({"sample": int(data.indices[row]), "eps": eps.text, "distances": distances})
-    return {"sizes": [7, 64, 500], "pairs": total, "equal": 1 - len(differ) / total, "differ": differ}
+    equal = 1 - len(differ) / total
+    return {"sizes": [7, 64, 500], "byte_identical_again": again, "pairs": total, "equal": equal, "differ": differ}
+
+
+def small(given: argparse.Namespace) -> tuple[torch.nn.Module, Dataset]:
+    """A network of 43 parameters whose three classes meet in the middle of the box, and samples that it labels itself."""
+    torch.manual_seed(0)
+    last = torch.nn.Linear(5, 3)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 5), torch.nn.GELU(), last).eval()
+    images = torch.rand(given.limit or 520, 1, 2, 2, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        last.bias -= model(torch.full((1, 1, 2, 2), 0.5))[0]
+        labels = model(images).argmax(1)
+    return model, Dataset.of(images, labels, name="small")
 
 
 def parsed(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=Path, nargs="?")
     parser.add_argument("--data", default="digits")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--norm", default="l2")
-    parser.add_argument("--eps", default="0.1,0.25,0.5,0.75")
+    parser.add_argument("--eps")
     parser.add_argument("--suite", default="standard")
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--only", default=",".join(PARTS))
-    return parser.parse_args(words)
+    parser.add_argument("--only")
+    given = parser.parse_args(words)
+    given.eps = given.eps or ("0.1,0.25,0.5,0.75" if given.checkpoint else "0.02,0.1")
+    return given
 
 
 def main() -> None:
-    words = sys.argv[1:]
-    given = parsed(words)
-    parts = given.only.split(",")
-    model, _ = load_model(given.checkpoint)
-    data = load(given.data, "test", limit=given.limit)
+    given = parsed(sys.argv[1:])
+    parts = given.only.split(",") if given.only else PARTS if given.checkpoint else CRASHES
+    if given.checkpoint:
+        model, data = load_model(given.checkpoint)[0], load(given.data, "test", limit=given.limit)
+    elif unknown := sorted({*parts} - {*CRASHES}):
+        raise SystemExit(f"{unknown[0]} needs a checkpoint")
+    else:
+        model, data = small(given)
     found: dict[str, Any] = {"samples": len(data.labels)}
     with pinned(None) as threads:
         if {"loop", "autoattack"} & set(parts):
@@ -219,7 +238,7 @@ def main() -> None:
         if "autoattack" in parts:
             found["autoattack"] = autoattack(given, model, data)
         if "kills" in parts:
-            found["kills"] = kills(given, words)
+            found["kills"] = kills(given, model, data)
         if "workers" in parts:
             found["workers"] = workers(given, model, data)
         if "blocks" in parts:
