@@ -15,9 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 from certkit.attacks import attack, executors
+from certkit.cli import main
+from certkit.commands.attack import MORE
+from certkit.commands.loading import Inputs
 from certkit.errors import ConfigError
 from certkit.records import Data, Subject
 
@@ -165,6 +169,21 @@ def test_an_unknown_executor_and_a_missing_package_are_refused(tmp_path: Path, m
         "executor 'submitit' needs the package submitit, which is not installed: pip install submitit"
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_an_audit_shares_its_campaign_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "certkit.commands.loading.load_inputs", lambda checkpoint, given: Inputs(network(), SUBJECT, None)
+    )
+    monkeypatch.setattr("certkit.commands.audit.resumable", lambda inputs, given: None)
+    monkeypatch.setattr("certkit.commands.audit.finish", lambda *args, **given: None)
+    monkeypatch.setattr("certkit.commands.certify.run_certify", lambda inputs, **given: None)
+    monkeypatch.setattr("certkit.commands.attack.run_attack", lambda inputs, **words: given.update(words))
+    result = CliRunner().invoke(main, ["audit", "any", "--out", "any", "--workers", "3"])
+    assert result.exit_code == 0, result.output
+    assert given["workers"] == 3
+    assert "workers" in MORE  # which run_attack hands on
 
 
 def test_no_workers_are_none(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from certkit.commands import options
+from certkit.commands.attack import workers
 from certkit.errors import ConfigError, EvaluationInvalid, Refuted
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     *options.samples,
     *options.threat,
     *options.campaign,
+    workers,
     *options.network,
     *options.machine,
     *options.result,
