@@ -12,12 +12,23 @@ import torch
 from torch import nn
 
 from certkit.attacks.language import pgd, token_distance
-from certkit.config import LanguageModelConfig
+from certkit.config import LanguageBaselineConfig, LanguageModelConfig
 from certkit.engine.execute import centres
 from certkit.engine.local.centre import measure
 from certkit.errors import ConfigError, Refusal
-from certkit.language.certificate import Bounded, Proof, bounded, joined, ladder, proof, room
+from certkit.language.audit import slope
+from certkit.language.certificate import (
+    Bounded,
+    Proof,
+    bounded,
+    joined,
+    ladder,
+    proof,
+    room,
+)
+from certkit.language.published import published_bound, rms_norm
 from certkit.language.threat import domain, of_few, substitutions
+from certkit.models.baseline import language_baseline
 from certkit.models.gpt import LanguageModel, language_model
 from certkit.models.layers import Unembedding
 
@@ -276,3 +287,33 @@ def test_a_loss_is_rounded_up_where_large_numbers_cancel_and_infinite_where_noth
     exact = math.log1p(math.exp(float(Fraction(1000) - Fraction(1000.1))))  # the difference is exact, then rounded once
     assert exact <= loss[0, 0] == pytest.approx(exact, abs=1e-11)
     assert math.isinf(loss[1, 0])
+
+
+def test_the_published_formula_gives_the_published_number_where_every_norm_is_1() -> None:
+    # Three blocks at norms 1: 0.876 by the repository's formula. One head, so that a matrix is its own block.
+    config = LanguageModelConfig(vocabulary=16, context=4, width=16, heads=1, blocks=3, activation="gelu")
+    model = language_model(config).eval()
+    assert rms_norm(model.head.weight) == pytest.approx(1.0, rel=1e-5)
+    assert published_bound(model) == pytest.approx(0.876, abs=5e-4)
+
+
+def test_the_published_formula_says_nothing_of_other_architectures() -> None:
+    config = LanguageBaselineConfig(vocabulary=7, context=4, width=8, heads=2, blocks=1)
+    assert published_bound(language_baseline(config).eval()) is None
+
+
+def test_the_sound_slope_is_above_a_slope_that_is_attained(case) -> None:
+    model, given, _, embedded, _ = case
+    x = embedded[:1].double()
+    double = network_in_float64(model)
+
+    def last(z: torch.Tensor) -> torch.Tensor:
+        return double.from_embeddings(z)[0, -1]
+
+    jacobian = torch.autograd.functional.jacobian(last, x)[:, 0, -1]  # the last token alone moves
+    attained = float(torch.linalg.matrix_norm(jacobian, 2)) * math.sqrt(WIDTH / WORDS)
+    found = slope(given, model)
+    assert attained <= float(found.sound)
+    assert found.reach == max(EPS)
+    assert float(found.sound) == pytest.approx(float(found.token) * math.sqrt(WIDTH / WORDS))
+    assert found.factor == pytest.approx(float(found.sound) / found.published)

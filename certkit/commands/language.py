@@ -342,7 +342,7 @@ def lines(found: LanguageAudit) -> list[str]:
     told = [
         f"{found.verdict}: {found.verdict_reason}",
         f"next token       {options.share(found.clean)}, loss {found.loss:.4f}",
-        f"Lipschitz        {Up.of(slope.sound).to_float():.6g} (RMS, all heads and scales)",
+        f"Lipschitz        {Up.of(slope.sound).to_float():.6g} (RMS, all heads and scales; within {slope.reach:g} of the embeddings)",
     ]
     if slope.published is not None and slope.factor is not None:
         told.append(

@@ -104,6 +104,7 @@ def slope(given: Bounded, model: LanguageModel) -> Slope:
     sound = token * Up.of(width * classes).sqrt() / classes
     published = published_bound(model)
     return Slope(
+        reach=given.domain.reach,
         sound=str(sound),
         token=str(token),
         published=published,

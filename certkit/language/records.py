@@ -73,8 +73,11 @@ class Slope(Record):
 
     ``sound`` is the ledger's, all heads and scales and the head counted. ``published`` is what the formula of arXiv
     2507.13338, as its code computes it, gives for the same weights: it is no upper bound. ``factor`` is the first over the
-    second. ``token`` is the ledger's from l2 to l2. A text, as it may lie beyond float64.
+    second. ``token`` is the ledger's from l2 to l2. A text, as it may lie beyond float64. It holds among all embeddings and
+    what lies within ``reach`` of them, and grows with that.
     """
+
+    reach: Distance
 
     sound: str
     token: str
