@@ -62,12 +62,12 @@ def lines(certificate: Certificate, out: Path) -> list[str]:
     execution, alone = certificate.execution, certificate.without_local
     found = [
         f"clean accuracy  {options.share(certificate.clean)}",
-        f"{'eps (' + certificate.threat.norm + ')':<12}{'exact arithmetic':<22}{execution.arithmetic + ' execution':<22}",
+        f"{'eps (' + certificate.threat.norm + ')':<12}{'exact arithmetic':<22}{execution.arithmetic} execution",
     ]
     executed = {point.eps.value: options.share(point.certified) for point in execution.certified}
     for point in certificate.certified:
         program = executed.get(point.eps.value, "no claim")
-        found.append(f"{point.eps.text:<12}{options.share(point.certified):<22}{program:<22}")
+        found.append(f"{point.eps.text:<12}{options.share(point.certified):<22}{program}")
     if execution.reasons:
         more = len(execution.reasons) - 1
         found.append(f"no claim about the execution: {execution.reasons[0]}{f' (and {more} more)' if more else ''}")
