@@ -144,10 +144,10 @@ def refuse_unusable(specs: tuple[AttackSpec, ...]) -> None:
                 )
         if "VirtualAdversarial" in method.kind and "steps" not in spec.settings:
             raise ConfigError(f"attack {spec.name!r} has no default for steps; write {spec.name}:steps=10")
-        if method.source == "foolbox":
-            _made(spec)
         if "BrendelBethge" in method.kind and importlib.util.find_spec("numba") is None:
             raise ConfigError(f"attack {spec.name!r} needs numba, which Foolbox does not bring: pip install numba")
+        if method.source == "foolbox":
+            _made(spec)
 
 
 def _made(spec: AttackSpec, **more: Any) -> Any:
