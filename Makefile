@@ -52,6 +52,7 @@ evidence: $(STAMP)
 	$(BIN)/python -m benchmarks.spectral > benchmarks/results/spectral.json
 	$(BIN)/python -m benchmarks.report > benchmarks/results/report.json
 	$(BIN)/python -m benchmarks.throughput > benchmarks/results/throughput.json
+	$(BIN)/python -m benchmarks.attacks > benchmarks/results/attacks.json
 	$(BIN)/python -m benchmarks.violations > benchmarks/results/violations.json
 	$(BIN)/python -m benchmarks.mutants > benchmarks/results/mutants.json
 	$(BIN)/python -m benchmarks.foreign > benchmarks/results/foreign.json
