@@ -372,6 +372,6 @@ def distance_up(norm: AttackNorm, inputs: Images, examples: Images) -> Floats:
     if norm == "l1":
         return np.array([math.fsum(row) * (1 + 2.0**-50) for row in np.abs(difference)])
     if norm == "token":
-        tokens = np.square(difference).reshape(len(a), -1, inputs.shape[-1])
+        tokens = np.square(difference).reshape(len(a), math.prod(inputs.shape[1:-1]), inputs.shape[-1])
         return np.array([max(math.sqrt(math.fsum(one)) for one in row) * (1 + 2.0**-50) for row in tokens])
     return np.array([math.sqrt(math.fsum(row)) * (1 + 2.0**-50) for row in np.square(difference)])

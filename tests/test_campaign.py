@@ -701,3 +701,10 @@ def test_a_starting_point_does_not_depend_on_who_else_is_attacked(tmp_path: Path
         data.images[5:9], data.labels[5:9], data.indices[5:9], data.record.model_copy(update={"count": 4}), data.box
     )
     assert np.array_equal(everyone.distance[5:9], run(tmp_path / "few", few, block=1).distance, equal_nan=True)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1", "l0", "token"])
+def test_no_examples_have_no_distances(norm: Any) -> None:
+    """A campaign that finds nothing measures nothing, of whatever shape its inputs are."""
+    nothing = np.zeros((0, 3, 4), dtype=np.float32)
+    assert distance_up(norm, nothing, nothing).shape == (0,)
