@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from certkit.attacks import attack, probes, suites
 from certkit.attacks.probes import Probes
 from certkit.attacks.store import encode
-from certkit.campaign import Campaign, load_campaign, units
+from certkit.campaign import Campaign, distance_up, load_campaign, units
 from certkit.errors import CertkitError, ConfigError, DataError, Incomplete, RecordError, Tampered
 from certkit.files import load
 from certkit.machine import environment
