@@ -279,14 +279,15 @@ def reference(certificate: Certificate, model: nn.Module, images: NDArray[np.flo
 def _verdict(
     contradictions: tuple[Contradiction, ...], campaign: Campaign | None, too_steep: tuple[str, ...]
 ) -> tuple[Verdict, str]:
-    if too_steep:
-        return "REFUTED", (
-            f"a slope was attained at {too_steep[0]} that the ledger's gain forbids: the certificate is wrong"
-        )
     if refuting := [c for c in contradictions if c.refutes == "exact arithmetic"]:
         return "REFUTED", (
             f"{len(refuting)} adversarial example{'s lie' if len(refuting) > 1 else ' lies'} inside a certified radius: "
             "the certificate is wrong"
+        )
+    if too_steep:  # after what the examples show: crosscheck.json is as stated, and must not hide them
+        return "REFUTED", (
+            f"{NAME} states a slope at {too_steep[0]} that the ledger's gain forbids: if it was attained, the certificate is "
+            "wrong; certkit crosscheck measures it again"
         )
     if refuting := [c for c in contradictions if c.refutes == "float execution"]:
         return "REFUTED", (

@@ -12,10 +12,13 @@ from click.testing import CliRunner
 
 import certkit
 from certkit.cli import main
+from certkit.commands.audit import finish
 from certkit.crosscheck import package
 from certkit.crosscheck.run import crosscheck
-from certkit.errors import ConfigError, RecordError
+from certkit.errors import ConfigError, RecordError, Refuted
 from certkit.files import load, save
+from certkit.reconcile import _verdict
+from certkit.records import Contradiction
 from certkit.records.crosscheck import AttainedSlope, CrossCheck
 from tests.networks import labelled_by, linear, samples
 
@@ -71,14 +74,32 @@ def test_on_a_linear_map_every_method_verifies_what_certkit_certifies(checked: P
     assert {(one.certkit_only, one.lirpa_only) for one in cross.against} == {(0, 0)}
 
 
-def test_a_slope_above_its_gain_refutes_the_ledger(copy: Path) -> None:
+def test_a_slope_above_its_gain_refutes_the_ledger_and_says_which_file_it_stands_in(copy: Path) -> None:
     node = certkit.audit(copy).ledger[-1].node
     change(copy, slopes=(AttainedSlope(node=node, slope=1e3),))
     audit = certkit.audit(copy)
     assert audit.verdict == "REFUTED"
     assert audit.verdict_reason == (
-        f"a slope was attained at {node} that the ledger's gain forbids: the certificate is wrong"
+        f"crosscheck.json states a slope at {node} that the ledger's gain forbids: if it was attained, the certificate is "
+        "wrong; certkit crosscheck measures it again"
     )
+    assert 'href="#contradictions"' not in certkit.report(copy).read_text(), "a link to a section that is not there"
+
+
+def test_no_examples_are_promised_where_a_slope_alone_refutes(copy: Path) -> None:
+    change(copy, slopes=(AttainedSlope(node=certkit.audit(copy).ledger[-1].node, slope=1e3),))
+    with pytest.raises(Refuted) as error:
+        finish(copy, None, None, json=False)
+    assert str(error.value) == certkit.audit(copy).verdict_reason
+
+
+def test_an_adversarial_example_is_named_before_a_slope_that_a_file_states() -> None:
+    disproved = Contradiction(
+        index=0, attack="pgd", distance=0.1, radius=0.2, refutes="exact arithmetic", reference_margin=-1.0, example=None
+    )
+    verdict, reason = _verdict((disproved,), None, ("linear",))
+    assert verdict == "REFUTED"
+    assert reason == "1 adversarial example lies inside a certified radius: the certificate is wrong"
 
 
 @pytest.mark.parametrize(

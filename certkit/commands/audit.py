@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 def audit(checkpoint: Path, crosscheck: bool, **given: Any) -> None:
     """Certify CHECKPOINT, attack it, set the two side by side and write report.html.
 
-    Exits with 4 when an adversarial example lies inside a certified radius, and with 3 when the campaign fails its own
-    checks. An interrupted audit resumes its campaign.
+    Exits with 4 when an adversarial example lies inside a certified radius or a cross-check attained a slope that the proof
+    forbids, and with 3 when the campaign fails its own checks. An interrupted audit resumes its campaign.
     """
     from certkit.commands.attack import run_attack
     from certkit.commands.certify import run_certify
@@ -98,7 +98,9 @@ def finish(
         options.say(found, [*lines(found), *(f"report  {path}" for path in written)], json=json)
     finally:
         if found.verdict == "REFUTED":
-            raise Refuted(f"{found.verdict_reason}; the examples are in {directory / 'refutations'}")
+            saved = any(one.example is not None for one in found.contradictions)
+            where = f"; the examples are in {directory / 'refutations'}" if saved else ""
+            raise Refuted(f"{found.verdict_reason}{where}")
         if found.verdict == "INCONCLUSIVE":
             raise EvaluationInvalid(found.verdict_reason)
 
