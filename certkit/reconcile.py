@@ -67,7 +67,7 @@ def audit(directory: Path, *, model: nn.Module | None = None, subject: Subject |
     if model is not None:
         _same_model(certificate, model, subject)
     contradictions = () if campaign is None else _contradictions(directory, certificate, table, campaign, model)
-    cross = load_crosscheck(directory, certificate, table)
+    cross = load_crosscheck(directory, certificate, table, ledger)
     verdict, reason = _verdict(contradictions, campaign, () if cross is None else too_steep(cross, ledger))
     found = _distances(campaign, len(table.label))
     slopes = {} if cross is None else {one.node: one.slope for one in cross.slopes}

@@ -123,6 +123,49 @@ def test_a_crosscheck_of_something_else_is_refused(copy: Path, field: str, value
     )
 
 
+def forged(folder: Path, place: str, value: Any) -> None:
+    """Another value at a place such as ``smoothing.samples.0.label``; ``value`` may be a function of the one there."""
+    path = folder / "crosscheck.json"
+    record = json.loads(path.read_text())
+    *parents, last = (int(part) if part.isdigit() else part for part in place.split("."))
+    held = record
+    for part in parents:
+        held = held[part]
+    held[last] = value(held[last]) if callable(value) else value
+    path.write_text(json.dumps(record))
+
+
+AGAIN = "run certkit crosscheck again"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("lirpa.norm", "linf", f"is of another norm for auto_LiRPA than certificate.json; {AGAIN}"),
+        ("lirpa.box", [0.0, 9.0], f"is of another box for auto_LiRPA than certificate.json; {AGAIN}"),
+        ("samples", 10**30, f"is of another rows than certificate.json; {AGAIN}"),
+        ("samples", 0, "samples: Input should be greater than or equal to 1"),
+        ("smoothing.samples", lambda all: all[:-1], f"is of another rows for smoothing than certificate.json; {AGAIN}"),
+        ("smoothing.samples.0.index", 1, f"is of another rows for smoothing than certificate.json; {AGAIN}"),
+        ("smoothing.samples.0.label", lambda n: n + 1, f"is of another rows for smoothing than certificate.json; {AGAIN}"),
+        ("smoothing.attacks", lambda all: all[1:], f"is of another rows for the attack on smoothing than certificate.json; {AGAIN}"),
+        ("smoothing.plan.subject.sha256", "0" * 64, f"is of another checkpoint for smoothing than certificate.json; {AGAIN}"),
+        ("smoothing.abstained", lambda n: n + 1, f"smoothing: abstained: its count is not that of its samples; {AGAIN}"),
+        ("smoothing.certified.0.certified", lambda one: one | {"count": one["count"] - 1}, f"smoothing at 0.01: its count is not that of its samples; {AGAIN}"),
+        ("slopes", lambda all: [*all, all[0]], f"slopes: 'x' is no operator of the ledger, or stands twice; {AGAIN}"),
+        ("slopes.0.node", "nowhere", f"slopes: 'nowhere' is no operator of the ledger, or stands twice; {AGAIN}"),
+        ("slopes.0.slope", -1.0, "slopes.0.slope: Input should be greater than or equal to 0"),
+        ("slopes.0.slope", float("nan"), "NaN is not a finite number; expected a JSON record written by certkit"),
+    ],
+)  # fmt: skip
+def test_a_crosscheck_that_contradicts_itself_is_refused(copy: Path, place: str, value: Any, message: str) -> None:
+    first = json.loads((copy / "crosscheck.json").read_text())["slopes"][0]["node"]
+    forged(copy, place, value)
+    with pytest.raises(RecordError) as error:
+        certkit.audit(copy)
+    assert str(error.value) == f"crosscheck.json: {message.replace(chr(39) + 'x' + chr(39), repr(first))}"
+
+
 def test_without_auto_lirpa_the_rest_is_there_and_the_remedy(
     monkeypatch: pytest.MonkeyPatch, checked: Path, tmp_path: Path
 ) -> None:

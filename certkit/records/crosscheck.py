@@ -162,7 +162,7 @@ class SmoothedAttack(Record):
 
 
 class SmoothedAt(Record):
-    """How many samples the smoothed classifier gets right with a radius of at least eps."""
+    """How many samples the smoothed classifier gets right with a radius above eps: at the radius itself it may tie."""
 
     eps: Eps
     certified: Rate
@@ -270,7 +270,7 @@ class CrossCheck(Record):
     program_sha256: Sha256
     data: Data
     threat: Threat
-    samples: Count
+    samples: Annotated[int, Field(ge=1)]
     starts: Count
     slopes: tuple[AttainedSlope, ...]
     lirpa: Lirpa
