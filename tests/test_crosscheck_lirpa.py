@@ -297,6 +297,29 @@ def test_where_the_bound_of_a_divisor_reaches_zero_there_is_no_bound() -> None:
 
 
 @installed
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_bound_that_overflowed_verifies_nothing(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    class Overflowing:
+        _modules: dict[str, nn.Module] = {}
+
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def compute_bounds(self, C: Tensor, **_: object) -> tuple[Tensor, None]:
+            return torch.full(C.shape[:2], value), None
+
+    ours = SimpleNamespace(
+        version="of this test", BoundedModule=Overflowing, BoundedTensor=lambda x, ball: x,
+        PerturbationLpNorm=lambda **given: given,
+    )  # fmt: skip
+    monkeypatch.setattr(job, "package", lambda: ours)
+    program, data = exported("relu")
+    (method,) = cross_check(program, data, eps=["0.1"], norm="l2", methods=["IBP"], with_radii=True).methods
+    assert method.bounds[0].margins == (None,) * 3
+    assert method.bounds[0].verified.count == 0
+    assert method.radii == (0.0,) * 3
+    assert method.message == "no meaningful bound for 3 of 3 samples at 0.1"
+
+
 def test_nothing_global_is_left_changed() -> None:
     checked("relu", "l2", ["0.01"], ["IBP"])
     assert torch.get_default_dtype() is torch.float32

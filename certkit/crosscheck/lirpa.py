@@ -152,6 +152,7 @@ class _Bounder:
             bound_upper=False,
         )
         lower = lower.detach().double().clone()
+        lower[~lower.isfinite()] = math.nan  # an overflow: plus infinity would verify anything
         for node in module._modules.values():
             if type(node).__name__ in POSITIVE and isinstance(read := getattr(node.inputs[0], "lower", None), Tensor):
                 lower[(read.reshape(len(read), -1) <= 0).any(1).expand(len(rows))] = math.nan
@@ -192,13 +193,13 @@ def _method(
                 bounds.append(
                     Bounded(
                         eps=one,
-                        margins=tuple(float(m) if math.isfinite(m) else None for m in worst),
+                        margins=tuple(None if math.isnan(m) else float(m) for m in worst),
                         verified=rate(int((worst > 0).sum()), len(rows)),
                     )
                 )
                 pause = time.monotonic()
                 faults += _faults(program, bounder.model, data, bounder.norm, one, lower)
-                if (undefined := int((~np.isfinite(worst)).sum())) > 0:
+                if (undefined := int(np.isnan(worst).sum())) > 0:
                     notes.append(f"no meaningful bound for {undefined} of {len(rows)} samples at {one.text}")
                 spent += time.monotonic() - pause
             if with_radii:
