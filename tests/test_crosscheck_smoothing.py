@@ -228,3 +228,11 @@ def test_the_attack_on_the_smoothed_classifier_stays_above_the_radius_and_finds_
 )
 def test_a_class_must_be_seen_to_win(counts: list[int], seen: bool) -> None:
     assert beaten(np.array(counts), 0, 0.001) == seen
+
+
+def test_chance_among_many_classes_is_no_win() -> None:
+    # All classes alike, so that the label is as good as any: whichever class comes first must not win more than in alpha.
+    alpha, runs = 0.05, 2000
+    drawn = np.random.default_rng(0).multinomial(200, [0.05] * 20, runs)
+    wins = sum(beaten(counts, 0, alpha) for counts in drawn)
+    assert wins <= runs * alpha + 5 * (runs * alpha * (1 - alpha)) ** 0.5

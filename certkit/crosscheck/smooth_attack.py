@@ -25,7 +25,8 @@ def attack_smoothed(
 
     Projected gradient ascent on the loss of the mean probability over noisy copies (expectation over transformation),
     at growing radii, the first inside the certified one. An example counts only if the smoothed classifier is *seen* to
-    predict another class there: with the plan's number of draws, and at its alpha, that class beats the label.
+    predict another class there: with the plan's number of draws that class beats the label. All tries together are
+    wrong in at most the plan's alpha.
     """
     sampler = Sampler.of(model, result.plan)
     found = []
@@ -44,19 +45,22 @@ def _nearest(sampler: Sampler, image: Tensor, label: int, index: int, radius: fl
     for share in SHARES:
         eps = share * max(radius, sampler.plan.sigma / 2)
         point = sampler.on_grid(_ascended(sampler, x, label, eps, generator))
-        if beaten(sampler.counts(point, generator, sampler.plan.draws), label, sampler.plan.alpha):
+        if beaten(sampler.counts(point, generator, sampler.plan.draws), label, sampler.plan.alpha / len(SHARES)):
             return float(distance_up("l2", x.numpy()[None], point.numpy()[None])[0])
     return None
 
 
 def beaten(counts: np.ndarray[tuple[int], np.dtype[np.int64]], label: int, alpha: float) -> bool:
-    """Whether another class came out so much more often than the label that chance explains it at most in alpha."""
+    """Whether another class came out so much more often than the label that chance explains it at most in alpha.
+
+    The class is chosen after the draws, so that each of the others gets an equal part of alpha (Bonferroni).
+    """
     from scipy.stats import binomtest
 
     others = counts.copy()
     others[label] = 0
     top, own = int(others.max()), int(counts[label])
-    return top > own and binomtest(top, top + own, 0.5, alternative="greater").pvalue <= alpha
+    return top > own and binomtest(top, top + own, 0.5, alternative="greater").pvalue <= alpha / (len(counts) - 1)
 
 
 def _ascended(sampler: Sampler, x: Tensor, label: int, eps: float, generator: np.random.Generator) -> Tensor:

@@ -155,7 +155,7 @@ class SmoothedBlock(Record):
 
 class SmoothedAttack(Record):
     """An attack on the smoothed classifier: ``distance`` of an input on which it was *seen*, by the plan's own number of
-    draws and at its alpha, to predict another class; None where none was found."""
+    draws, to predict another class; None where none was found. All tries together are wrong in at most its alpha."""
 
     index: Count
     distance: Annotated[float, Field(ge=0)] | None
