@@ -19,7 +19,7 @@ from certkit.errors import ConfigError, RecordError, Refuted
 from certkit.files import load, save
 from certkit.reconcile import _verdict
 from certkit.records import Contradiction
-from certkit.records.crosscheck import AttainedSlope, CrossCheck
+from certkit.records.crosscheck import AttainedSlope, CrossCheck, Method, MethodName
 from tests.networks import labelled_by, linear, samples
 
 EPS = ("0.01", "0.05")
@@ -164,6 +164,26 @@ def test_a_crosscheck_that_contradicts_itself_is_refused(copy: Path, place: str,
     with pytest.raises(RecordError) as error:
         certkit.audit(copy)
     assert str(error.value) == f"crosscheck.json: {message.replace(chr(39) + 'x' + chr(39), repr(first))}"
+
+
+def method(name: MethodName, radius: float, rows: int = 10) -> Method:
+    return Method(name=name, message=None, bounds=(), radii=(radius,) * rows, faults=())
+
+
+def test_every_method_is_held_against_the_attack_and_the_tightest_is_shown(copy: Path) -> None:
+    lirpa = load(CrossCheck, copy / "crosscheck.json").lirpa
+    change(copy, lirpa=lirpa.model_copy(update={"methods": (method("CROWN", 0.0), method("IBP", 1e6))}))
+    audit = certkit.audit(copy)
+    assert audit.crosscheck is not None
+    shown = audit.crosscheck.agreement
+    broken = [sample.index for sample in audit.samples[:10] if sample.distance is not None]
+    assert broken
+    assert shown.method == "CROWN"
+    assert {ladder.lirpa for ladder in shown.samples} == {0.0}
+    assert [(one.index, one.method, one.pair) for one in shown.contradictions] == [
+        (index, "IBP", "auto_LiRPA above attack") for index in broken
+    ]
+    assert audit.verdict == "NOT REFUTED", "bounds that are no proof refute nothing"
 
 
 def test_without_auto_lirpa_the_rest_is_there_and_the_remedy(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from decimal import Decimal
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,10 @@ from certkit.crosscheck.agreement import SLACK, against, agreement, verified_rad
 from certkit.errors import RecordError, one_line
 from certkit.files import load
 from certkit.records import Certificate, Rate
-from certkit.records.crosscheck import CrossCheck, CrossView, Method
+from certkit.records.crosscheck import CrossCheck, CrossView, Method, MethodName
 
 NAME = "crosscheck.json"
+TIGHTNESS = get_args(MethodName)  # from the loosest to the tightest, whatever the order they were asked in
 
 
 def load_crosscheck(directory: Path, certificate: Certificate, table: Certified, ledger: Ledger) -> CrossCheck | None:
@@ -96,12 +98,13 @@ def too_steep(found: CrossCheck, ledger: Ledger) -> tuple[str, ...]:
 def view(found: CrossCheck, certificate: Certificate, table: Certified, distance: NDArray[np.float64]) -> CrossView:
     """What the report shows of it: counts beside certkit's own, and every rung of every sample.
 
-    ``distance`` (N,) is that of the nearest attack on each sample of the certificate, inf where none succeeded.
+    ``distance`` (N,) is that of the nearest error on each sample of the certificate, inf where none was found. The ladder
+    shows the tightest method that nothing spoke against; every such method is held against the attack.
     """
     rows = slice(0, found.samples)
     radius = np.where(table.correct, table.radius, 0.0)[rows]
     trusted = [method for method in found.lirpa.methods if method.trusted]
-    best = trusted[-1] if trusted else None  # methods come from the loosest to the tightest
+    best = max(trusted, key=lambda method: TIGHTNESS.index(method.name), default=None)
     smoothing = found.smoothing
     smoothed = reached = None
     if smoothing is not None:
@@ -109,7 +112,22 @@ def view(found: CrossCheck, certificate: Certificate, table: Certified, distance
         smoothed = np.where(right, [one.radius for one in smoothing.samples], 0.0)
         if smoothing.attacks is not None:
             reached = np.array([np.nan if one.distance is None else one.distance for one in smoothing.attacks])
-    nearest = distance[rows]
+    nearest = np.where(np.isfinite(distance[rows]), distance[rows], np.nan)
+    ladder = agreement(
+        found.lirpa.indices,
+        certkit=radius,
+        lirpa=None if best is None else verified_radii(best),
+        attack=nearest,
+        smoothing=smoothed,
+        smoothing_attack=reached,
+        method=None if best is None else best.name,
+        slack=SLACK,
+    )
+    others = [
+        agreement(found.lirpa.indices, lirpa=verified_radii(method), attack=nearest, method=method.name, slack=SLACK)
+        for method in trusted
+        if method is not best
+    ]
     return CrossView(
         version=found.lirpa.version,
         message=found.lirpa.message,
@@ -119,15 +137,8 @@ def view(found: CrossCheck, certificate: Certificate, table: Certified, distance
             for method in trusted
             for place, bounded in enumerate(method.bounds)
         ),
-        agreement=agreement(
-            found.lirpa.indices,
-            certkit=radius,
-            lirpa=None if best is None else verified_radii(best),
-            attack=np.where(np.isfinite(nearest), nearest, np.nan),
-            smoothing=smoothed,
-            smoothing_attack=reached,
-            method=None if best is None else best.name,
-            slack=SLACK,
+        agreement=ladder.model_copy(
+            update={"contradictions": sum((one.contradictions for one in others), ladder.contradictions)}
         ),
         smoothing=None if smoothing is None else smoothing.model_copy(update={"samples": (), "attacks": None}),
         costs=found.provenance.costs,

@@ -23,7 +23,7 @@ from certkit.records.base import (
     Threat,
 )
 
-MethodName = Literal["IBP", "CROWN-IBP", "CROWN", "alpha-CROWN"]
+MethodName = Literal["IBP", "CROWN-IBP", "CROWN", "alpha-CROWN"]  # from the loosest to the tightest
 
 
 class Bounded(Record):
