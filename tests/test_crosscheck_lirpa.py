@@ -300,9 +300,8 @@ def test_where_the_bound_of_a_divisor_reaches_zero_there_is_no_bound() -> None:
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 def test_a_bound_that_overflowed_verifies_nothing(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     class Overflowing:
-        _modules: dict[str, nn.Module] = {}
-
-        def __init__(self, *_: object, **__: object) -> None: ...
+        def __init__(self, *_: object, **__: object) -> None:
+            self._modules: dict[str, nn.Module] = {}
 
         def compute_bounds(self, C: Tensor, **_: object) -> tuple[Tensor, None]:
             return torch.full(C.shape[:2], value), None
