@@ -113,7 +113,7 @@ def audit(directory: Path, *, model: nn.Module | None = None, subject: Subject |
         ),
         ledger=tuple(_row(step, certificate.threat.norm, slopes.get(step.node)) for step in ledger.steps),
         attention=certificate.attention,
-        crosscheck=None if cross is None else view(cross, certificate, table, found),
+        crosscheck=None if cross is None else view(cross, certificate, table, _nearest(table, contradictions, found)),
         checks=(*(campaign.checks if campaign else ()), *_own_checks(contradictions, campaign, radius, found)),
         assumptions=certificate.assumptions,
         limits=_limits(certificate, campaign),
@@ -175,6 +175,13 @@ def _distances(campaign: Campaign | None, total: int) -> NDArray[np.float64]:
     return (
         np.full(total, np.inf) if campaign is None else np.where(np.isnan(campaign.distance), np.inf, campaign.distance)
     )
+
+
+def _nearest(
+    table: Certified, contradictions: tuple[Contradiction, ...], found: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The distances with 0 where a certified sample is wrong as it is: the same contradictions as the verdict knows."""
+    return np.where(np.isin(table.index, [one.index for one in contradictions if one.attack == CLEAN]), 0.0, found)
 
 
 RANK = {"float gap": 0, "float execution": 1, "exact arithmetic": 2}  # what an input inside a radius disproves

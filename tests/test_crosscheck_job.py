@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 import certkit
@@ -184,6 +185,25 @@ def test_every_method_is_held_against_the_attack_and_the_tightest_is_shown(copy:
         (index, "IBP", "auto_LiRPA above attack") for index in broken
     ]
     assert audit.verdict == "NOT REFUTED", "bounds that are no proof refute nothing"
+
+
+def test_the_ladder_knows_the_contradictions_of_the_verdict_and_how_they_were_judged(tmp_path: Path) -> None:
+    # With 1e6 added to every logit float32 cannot tell close ones apart: float gaps, some of them without any attack.
+    model = linear()
+    with torch.no_grad():
+        model[1].bias += 1e6  # type: ignore[index,operator]
+    data = labelled_by(linear(), samples(60))
+    certkit.certify(model, data, eps=EPS, norm="l2", out=tmp_path, threads=1)
+    certkit.attack(model, data, norm="l2", eps=EPS, out=tmp_path)
+    crosscheck(model, data, eps=EPS, norm="l2", out=tmp_path, samples=60, methods=(), threads=1)
+    audit = certkit.audit(tmp_path, model=model)
+    assert audit.verdict == "NOT REFUTED"
+    assert {one.attack for one in audit.contradictions} > {"clean"}
+    assert audit.crosscheck is not None
+    ours = [one for one in audit.crosscheck.agreement.contradictions if one.pair == "certkit above attack"]
+    assert [one.index for one in ours] == [one.index for one in audit.contradictions]
+    page = certkit.report(tmp_path).read_text()
+    assert page.count("Judged above</a>: float gap.") == len(ours)
 
 
 def test_without_auto_lirpa_the_rest_is_there_and_the_remedy(
