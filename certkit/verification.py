@@ -23,6 +23,8 @@ from certkit.bounds.number import Up
 from certkit.campaign import load_campaign
 from certkit.certified import Certified, certify_rows
 from certkit.checkpoint import subject_of
+from certkit.crosscheck.view import NAME as CROSSCHECK
+from certkit.crosscheck.view import load_crosscheck, too_steep
 from certkit.data import Dataset
 from certkit.engine.certify import pair_matrix
 from certkit.engine.execute import centres
@@ -86,6 +88,12 @@ def verify(
     steps = len(ledger.steps) + len(deployed.steps)
     found.verified("ledgers", f"{steps} steps derived again from their evidence, no difference")
     _beside(directory, certificate, table, found)
+    if (cross := load_crosscheck(directory, certificate, table, ledger)) is not None:
+        found.verified(CROSSCHECK, "speaks of this certificate; its counts are those of its samples")
+        how = "slopes, auto_LiRPA's bounds and draws are as stated; certkit crosscheck comes to them again"
+        if steep := too_steep(cross, ledger):
+            how = f"a slope stated at {one_line(steep[0], 80)} would disprove the ledger; {how}"
+        found.open(CROSSCHECK, how)
     if model is None:
         found.open("evidence", "norms and other measurements are as stated: give --checkpoint to measure them again")
         found.open("logits and local radii", "need the checkpoint")

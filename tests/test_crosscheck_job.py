@@ -21,6 +21,7 @@ from certkit.files import load, save
 from certkit.reconcile import _verdict
 from certkit.records import Contradiction
 from certkit.records.crosscheck import AttainedSlope, CrossCheck, Method, MethodName
+from certkit.verification import verify
 from tests.networks import labelled_by, linear, samples
 
 EPS = ("0.01", "0.05")
@@ -204,6 +205,23 @@ def test_the_ladder_knows_the_contradictions_of_the_verdict_and_how_they_were_ju
     assert [one.index for one in ours] == [one.index for one in audit.contradictions]
     page = certkit.report(tmp_path).read_text()
     assert page.count("Judged above</a>: float gap.") == len(ours)
+
+
+def test_verify_says_that_a_crosscheck_is_as_stated(copy: Path) -> None:
+    def said(folder: Path) -> tuple[list[str], list[str]]:
+        found = verify(folder)
+        both = (found.verified, found.not_verified)
+        opened = [[one.how for one in part if one.what == "crosscheck.json"] for part in both]
+        return opened[0], opened[1]
+
+    again = "slopes, auto_LiRPA's bounds and draws are as stated; certkit crosscheck comes to them again"
+    assert said(copy) == (["speaks of this certificate; its counts are those of its samples"], [again])
+    node = load(CrossCheck, copy / "crosscheck.json").slopes[-1].node
+    change(copy, slopes=(AttainedSlope(node=node, slope=1e3),))
+    assert said(copy)[1] == [f"a slope stated at {node} would disprove the ledger; {again}"]
+    forged(copy, "smoothing.abstained", lambda count: count + 1)
+    with pytest.raises(RecordError, match="its count is not that of its samples"):
+        verify(copy)
 
 
 def test_without_auto_lirpa_the_rest_is_there_and_the_remedy(
