@@ -405,3 +405,14 @@ def test_attained_points_lie_in_the_ball_and_come_near_the_worst(norm: Norm) -> 
 def test_records_and_agreement_load_no_torch() -> None:
     words = "import sys, certkit.records.crosscheck, certkit.crosscheck.agreement; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", words], check=False).returncode == 0
+
+
+@installed
+def test_the_recursion_limit_stays_so_that_deep_json_is_refused_and_does_not_end_the_process() -> None:
+    words = (
+        "import json, sys; before = sys.getrecursionlimit(); "
+        "from certkit.crosscheck.package import package; package(); "
+        "assert sys.getrecursionlimit() == before\n"
+        "try: json.loads('[' * 100_000)\nexcept RecursionError: print('refused')"
+    )
+    assert subprocess.run([sys.executable, "-Ic", words], capture_output=True, text=True).stdout == "refused\n"

@@ -59,6 +59,7 @@ def package() -> Package:
     _mend_torch_and_numpy()
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    depth = sys.getrecursionlimit()
     try:
         # It sets a warning filter of its own, which undoes one set here: what it prints is dropped instead.
         aside = io.StringIO()
@@ -70,6 +71,7 @@ def package() -> Package:
         ) from None
     finally:
         root.handlers[:], root.level = handlers, level  # auto_LiRPA configures everybody's logging
+        sys.setrecursionlimit(depth)  # and lifts everybody's limit so far that deep JSON ends the process
     found = getattr(module, "__version__", None) or _installed()
     if str(found).startswith("0.3"):
         _mend_old()
