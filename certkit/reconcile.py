@@ -113,7 +113,7 @@ def audit(directory: Path, *, model: nn.Module | None = None, subject: Subject |
         ),
         ledger=tuple(_row(step, certificate.threat.norm, slopes.get(step.node)) for step in ledger.steps),
         attention=certificate.attention,
-        crosscheck=None if cross is None else view(cross, certificate, table, _nearest(table, contradictions, found)),
+        crosscheck=None if cross is None else view(cross, ledger, table, _nearest(table, contradictions, found)),
         checks=(*(campaign.checks if campaign else ()), *_own_checks(contradictions, campaign, radius, found)),
         assumptions=certificate.assumptions,
         limits=_limits(certificate, campaign),

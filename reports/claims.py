@@ -43,8 +43,13 @@ class Claims:
 def exact_refuted(audit: Audit) -> bool:
     """Whether the claim about exact arithmetic is refuted: also where a refuted audit does not say by what."""
     kinds = {one.refutes for one in audit.contradictions}
-    too_steep = any(row.attained is not None and _above(row.attained, row.gain) for row in audit.ledger)
-    return audit.verdict == "REFUTED" and ("exact arithmetic" in kinds or "float execution" not in kinds or too_steep)
+    stated = (
+        () if audit.crosscheck is None else audit.crosscheck.too_steep
+    )  # exactly; the rows are rounded, and in l2 only
+    too_steep = stated or any(row.attained is not None and _above(row.attained, row.gain) for row in audit.ledger)
+    return audit.verdict == "REFUTED" and (
+        "exact arithmetic" in kinds or "float execution" not in kinds or bool(too_steep)
+    )
 
 
 def _above(attained: str, gain: str) -> bool:

@@ -21,6 +21,7 @@ from certkit.files import load, save
 from certkit.reconcile import _verdict
 from certkit.records import Contradiction
 from certkit.records.crosscheck import AttainedSlope, CrossCheck, Method, MethodName
+from certkit.reports.claims import exact_refuted
 from certkit.verification import verify
 from tests.networks import labelled_by, linear, samples
 
@@ -86,6 +87,20 @@ def test_a_slope_above_its_gain_refutes_the_ledger_and_says_which_file_it_stands
         "wrong; certkit crosscheck measures it again"
     )
     assert 'href="#contradictions"' not in certkit.report(copy).read_text(), "a link to a section that is not there"
+
+
+def test_a_slope_above_its_gain_by_less_than_is_shown_refutes_the_exact_claim_too(copy: Path) -> None:
+    """Beside an error of the execution, the page must not say that the claim about exact arithmetic stands."""
+    row = certkit.audit(copy).ledger[-1]
+    change(copy, slopes=(AttainedSlope(node=row.node, slope=float(row.gain)),))  # the gain, rounded up to six digits
+    audit = certkit.audit(copy)
+    assert audit.verdict == "REFUTED"
+    assert audit.crosscheck is not None
+    assert audit.crosscheck.too_steep == (row.node,)
+    executed = Contradiction(
+        index=0, attack="pgd", distance=0.1, radius=0.2, refutes="float execution", reference_margin=1.0, example=None
+    )
+    assert exact_refuted(audit.model_copy(update={"contradictions": (executed,)}))
 
 
 def test_no_examples_are_promised_where_a_slope_alone_refutes(copy: Path) -> None:
@@ -214,6 +229,7 @@ def test_verify_says_that_a_crosscheck_is_as_stated(copy: Path) -> None:
         opened = [[one.how for one in part if one.what == "crosscheck.json"] for part in both]
         return opened[0], opened[1]
 
+    (copy / "audit.json").unlink(missing_ok=True)  # an audit binds the file that is edited below
     again = "slopes, auto_LiRPA's bounds and draws are as stated; certkit crosscheck comes to them again"
     assert said(copy) == (["speaks of this certificate; its counts are those of its samples"], [again])
     node = load(CrossCheck, copy / "crosscheck.json").slopes[-1].node

@@ -95,7 +95,7 @@ def too_steep(found: CrossCheck, ledger: Ledger) -> tuple[str, ...]:
     return tuple(one.node for one in found.slopes if Decimal(one.slope) > gains[one.node])
 
 
-def view(found: CrossCheck, certificate: Certificate, table: Certified, distance: NDArray[np.float64]) -> CrossView:
+def view(found: CrossCheck, ledger: Ledger, table: Certified, distance: NDArray[np.float64]) -> CrossView:
     """What the report shows of it: counts beside certkit's own, and every rung of every sample.
 
     ``distance`` (N,) is that of the nearest error on each sample of the certificate, inf where none was found. The ladder
@@ -137,6 +137,7 @@ def view(found: CrossCheck, certificate: Certificate, table: Certified, distance
             for method in trusted
             for place, bounded in enumerate(method.bounds)
         ),
+        too_steep=too_steep(found, ledger),
         agreement=ladder.model_copy(
             update={"contradictions": sum((one.contradictions for one in others), ladder.contradictions)}
         ),

@@ -280,12 +280,16 @@ class CrossCheck(Record):
 
 
 class CrossView(Record):
-    """The cross-check beside the certificate, as the report shows it."""
+    """The cross-check beside the certificate, as the report shows it.
+
+    ``too_steep`` names the operators at which a slope is stated that the ledger's gain forbids: any one refutes the ledger.
+    """
 
     version: str | None
     message: str | None
     methods: tuple[Method, ...]
     against: tuple[Against, ...]
+    too_steep: tuple[str, ...] = ()
     agreement: AgreementView
     smoothing: SmoothingResult | None
     costs: tuple[Cost, ...]
