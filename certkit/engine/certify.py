@@ -26,18 +26,17 @@ from certkit.certified import (
 )
 from certkit.checkpoint import subject_of
 from certkit.data import Dataset
+from certkit.engine.agreement import agreement_of, logits_of
 from certkit.engine.execute import attention_nodes, attention_statistics, centres
 from certkit.engine.floats import float_claim
 from certkit.engine.interpret import Interpreter
 from certkit.engine.local import local_radii
 from certkit.engine.program import Program, export
-from certkit.errors import ConfigError, Refusal, one_line
+from certkit.errors import ConfigError, Refusal
 from certkit.files import digest_file, save
 from certkit.machine import environment, pinned, provenance
 from certkit.records import (
     Ablation,
-    Agreement,
-    Arithmetic,
     Attention,
     Certificate,
     CertifiedAt,
@@ -49,8 +48,6 @@ from certkit.records import (
     radii,
 )
 from certkit.statistics import rate
-
-BATCH = 256
 
 
 def certify(
@@ -79,10 +76,9 @@ def certify(
         program = export(model, tuple(data.images.shape[1:]))
         interpret = Interpreter(program)
         ledger = interpret(norm, data.box)
-        logits = _logits(program, data)
-        arithmetic: Arithmetic = "float64" if program.dtype is torch.float64 else "float32"
-        deployed = interpret(norm, data.box, arithmetic=arithmetic)
-        agreement = _agreement(model, program, interpret, ledger, threat, data, logits)
+        logits = logits_of(program, data)
+        deployed = interpret(norm, data.box, arithmetic=program.arithmetic)
+        agreement = agreement_of(model, program, ledger, deployed, data, logits)
         gain, error = pair_matrix(ledger), ledger.pairs.error.to_float()
         claim = float_claim(program, deployed)
         local = local_radii(program, ledger, data.images, logits)
@@ -115,7 +111,7 @@ def certify(
         execution=executed(
             table,
             threat.eps,
-            arithmetic=arithmetic,
+            arithmetic=program.arithmetic,
             pair_error=claim.pair_error,
             reasons=claim.reasons,
             assumptions=claim.assumptions,
@@ -142,53 +138,6 @@ def pair_matrix(ledger: Ledger) -> NDArray[np.float64]:
     if not np.isfinite(gain).all():
         raise Refusal("the Lipschitz bound of this model is beyond 1.8e308: a true statement, but no radius follows")
     return gain
-
-
-def _logits(program: Program, data: Dataset) -> NDArray[np.float64]:
-    logits = centres(program, data.images)
-    classes = len(data.record.classes)
-    if classes < 2:
-        raise Refusal("the data set names one class only; there is nothing that a prediction could change to")
-    if logits.ndim != 2 or logits.shape[1] != classes:
-        raise Refusal(
-            f"the model gives {tuple(logits.shape[1:])} numbers per sample; expected one logit for each of {classes} classes"
-        )
-    if not bool(torch.isfinite(logits).all()):
-        raise Refusal("the model's logits are NaN or infinite on some samples; nothing can be certified there")
-    return logits.numpy()
-
-
-def _agreement(
-    model: nn.Module,
-    program: Program,
-    interpret: Interpreter,
-    ledger: Ledger,
-    threat: Threat,
-    data: Dataset,
-    logits: NDArray[np.float64],
-) -> Agreement:
-    """The user's module beside the exported program: the difference must be explained by rounding alone."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        images = torch.split(data.images, BATCH)
-        try:
-            own = torch.cat([model(piece.to(device, program.dtype)).cpu().double() for piece in images]).numpy()
-        except Exception as error:  # noqa: BLE001 - the user's own forward may raise anything
-            reason = one_line((str(error).splitlines() or [type(error).__name__])[0], 160)
-            raise Refusal(f"the model cannot read a batch of {len(images[0])} samples ({reason})") from None
-    arithmetic = "float64" if program.dtype is torch.float64 else "float32"
-    deployed = interpret(threat.norm, threat.box, arithmetic=arithmetic).pairs.error.to_float() / 2
-    allowed = deployed + ledger.pairs.error.to_float() / 2
-    if own.shape != logits.shape:
-        raise Refusal(f"the module gives {own.shape} on {len(logits)} samples; expected one row of logits for each")
-    difference = float(np.abs(own - logits).max(initial=0.0))
-    if not difference <= allowed:
-        worst = int(np.abs(own - logits).max(axis=1).argmax())
-        raise Refusal(
-            f"the module and its exported graph differ by {difference:.3g} on sample {worst}, more than {arithmetic} rounding "
-            f"explains ({allowed:.3g}); the graph is not the function that runs (a frozen branch, or TF32), so no certificate"
-        )
-    return Agreement(samples=len(own), largest_difference=difference, allowed=allowed)
 
 
 def _attention(

@@ -22,7 +22,7 @@ from certkit.bounds.rules.pointwise import ELEMENTARY_ULPS
 from certkit.certified import margins
 from certkit.checkpoint import subject_of
 from certkit.data import Dataset
-from certkit.engine.certify import _agreement, _logits
+from certkit.engine.agreement import agreement_of, logits_of
 from certkit.engine.drift import Drift, drift
 from certkit.engine.formats import USUAL, named, rounded
 from certkit.engine.interpret import Interpreter
@@ -30,7 +30,7 @@ from certkit.engine.program import Program, export
 from certkit.errors import Refusal
 from certkit.files import digest_file, save, write_atomic
 from certkit.machine import environment, pinned, provenance
-from certkit.records import Agreement, File, Subject, Threat, radii
+from certkit.records import Agreement, File, Subject
 from certkit.records.precision import Precision, RoundedTo
 from certkit.statistics import rate
 
@@ -117,9 +117,9 @@ def network(model: nn.Module, data: Dataset) -> Network:
     program = export(model, tuple(data.images.shape[1:]))
     interpret = Interpreter(program)
     ledger = interpret("linf", data.box)
-    logits = _logits(program, data)
-    threat = Threat(norm="linf", eps=radii(["0"]), box=data.box)
-    agreement = _agreement(model, program, interpret, ledger, threat, data, logits)
+    logits = logits_of(program, data)
+    deployed = interpret("linf", data.box, arithmetic=program.arithmetic)
+    agreement = agreement_of(model, program, ledger, deployed, data, logits)
     return Network(program, ledger, logits, ledger.pairs.error.to_float(), agreement)
 
 

@@ -17,6 +17,7 @@ from torch.fx.node import map_arg
 from certkit.engine.tidy import tidy
 from certkit.errors import NoRule, Refusal, one_line
 from certkit.files import digest
+from certkit.records import Arithmetic
 
 aten = torch.ops.aten
 
@@ -36,6 +37,11 @@ class Program:
     sha256: str
     dtype: torch.dtype
     shapes: dict[Node, tuple[int, ...]] = field(repr=False)
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """The arithmetic that the module itself runs in."""
+        return "float64" if self.dtype is torch.float64 else "float32"
 
     @property
     def input_shape(self) -> tuple[int, ...]:

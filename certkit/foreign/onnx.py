@@ -67,8 +67,7 @@ def compare(path: Path, module: nn.Module, data: Dataset) -> float:
     that they may differ by 2 E, and by no more than a thousandth of the largest logit. Raises Refusal where they do.
     """
     program = export(module, tuple(data.images.shape[1:]))
-    arithmetic = "float64" if program.dtype is torch.float64 else "float32"
-    proved = Interpreter(program)("l2", data.box, arithmetic=arithmetic).pairs.error.to_float()
+    proved = Interpreter(program)("l2", data.box, arithmetic=program.arithmetic).pairs.error.to_float()
     run = _refusing(runtime, "load")(_bytes(Path(path)))
     largest, scale = 0.0, 0.0
     for piece in torch.split(data.images, BATCH if getattr(module, "batched", True) else 1):

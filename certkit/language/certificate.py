@@ -84,8 +84,7 @@ def bounded(model: LanguageModel, context: int, reach: float) -> Bounded:
     program = export(AtEmbeddings(model).eval(), shape)
     interpret = Interpreter(program)
     everywhere, jointly = (interpret(norm, found.box, token_size=found.longest) for norm in ("token", "l2"))
-    arithmetic = "float64" if program.dtype is torch.float64 else "float32"
-    deployed = interpret("token", found.box, token_size=found.longest, arithmetic=arithmetic)
+    deployed = interpret("token", found.box, token_size=found.longest, arithmetic=program.arithmetic)
     read = next(step for step in everywhere.steps if step.node == everywhere.pairs.node)
     if everywhere.pairs.l2 is None or read.rule != "part":
         raise Refusal(
