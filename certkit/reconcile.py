@@ -41,6 +41,7 @@ from certkit.records import (
     Subject,
     Verdict,
 )
+from certkit.shards import shards_digest
 from certkit.statistics import rate
 
 if TYPE_CHECKING:
@@ -412,7 +413,7 @@ def _limits(certificate: Certificate, campaign: Campaign | None) -> tuple[str, .
 
 
 def _files(directory: Path, certificate: Certificate, campaign: Campaign | None) -> tuple[File, ...]:
-    """The digests of what was read; all shards of a campaign share one, over their names and digests in order."""
+    """The digests of what was read; all shards of a campaign share one."""
     files = [certificate.table]
     if campaign is not None:
         folder = directory / "campaign"
@@ -421,7 +422,5 @@ def _files(directory: Path, certificate: Certificate, campaign: Campaign | None)
             for name in ("plan.json", "checks.json")
             if (folder / name).is_file()
         ]
-        shards = sorted((folder / "shards").glob("*.parquet"))
-        lines = "".join(f"{path.name} {digest_file(path)}\n" for path in shards)
-        files.append(File(name="campaign/shards", sha256=digest(lines.encode())))
+        files.append(File(name="campaign/shards", sha256=shards_digest(folder / "shards")))
     return tuple(files)

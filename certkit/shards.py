@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from certkit.errors import Incomplete, RecordError, Tampered, one_line
-from certkit.files import digest
+from certkit.files import digest, digest_file
 
 Stopped: TypeAlias = Literal["", "seconds", "memory"]
 Floats: TypeAlias = NDArray[np.float64]
@@ -53,6 +53,12 @@ UNREADABLE = (
     RecursionError,
     MemoryError,
 )
+
+
+def shards_digest(folder: Path) -> str:
+    """The one digest of all shards in a folder, over their names and digests in order."""
+    shards = sorted(folder.glob("*.parquet"))
+    return digest("".join(f"{path.name} {digest_file(path)}\n" for path in shards).encode())
 
 
 @dataclass(frozen=True, slots=True)

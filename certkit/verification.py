@@ -33,10 +33,11 @@ from certkit.engine.interpret import Interpreter
 from certkit.engine.local import local_radii
 from certkit.engine.program import Program, export
 from certkit.errors import CheckpointError, ConfigError, DataError, Tampered, one_line
-from certkit.files import digest, digest_file, load
+from certkit.files import digest_file, load
 from certkit.machine import pinned
 from certkit.proof import load_certificate
 from certkit.records import Audit, Certificate, Record, Sha256, Subject
+from certkit.shards import shards_digest
 
 SAMPLES = 16
 DIGITS = 1e-9  # two BLAS libraries sum in another order: logits and radii are compared to so many digits
@@ -181,15 +182,14 @@ SHARED = (
     "subject", "data", "threat", "input_shape", "claim", "clean", "median_radius", "without_local", "execution", "attention",
     "assumptions", "environment",
 )  # fmt: skip
-SHARDS = "campaign/shards"  # a folder: its files share one digest, over their names and digests in order
+SHARDS = "campaign/shards"  # a folder, whose files share one digest
 
 
 def _sha256(directory: Path, name: str) -> str | None:
     """The digest that an audit gives of a file, or of all shards; None where there is none."""
     if name != SHARDS:
         return digest_file(directory / name) if (directory / name).is_file() else None
-    shards = sorted((directory / SHARDS).glob("*.parquet"))
-    return digest("".join(f"{path.name} {digest_file(path)}\n" for path in shards).encode())
+    return shards_digest(directory / SHARDS)
 
 
 def _same_subject(certificate: Certificate, subject: Subject, found: _Findings) -> None:
@@ -234,7 +234,7 @@ class _Fresh:
         interpret = Interpreter(self.program)
         norm, box = certificate.threat.norm, certificate.threat.box
         self.ledger = interpret(norm, box)
-        self.deployed = interpret(norm, box, arithmetic="float64" if self.program.dtype is torch.float64 else "float32")
+        self.deployed = interpret(norm, box, arithmetic=self.program.arithmetic)
 
     def elsewhere(self, otherwise: str) -> str:
         """What a difference may come from: the torch that made the certificate, or else what to do."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from certkit.commands import options, output
+from certkit.records.crosscheck import MethodName
 
 if TYPE_CHECKING:
     from certkit.commands.loading import Inputs
     from certkit.records.crosscheck import CrossCheck
 
-NAMES = ("IBP", "CROWN-IBP", "CROWN", "alpha-CROWN")
 DEFAULTS: dict[str, Any] = {"samples": 100, "methods": (), "sigma": None, "draws": 1000, "alpha": 0.001}
 
 
@@ -29,7 +29,7 @@ DEFAULTS: dict[str, Any] = {"samples": 100, "methods": (), "sigma": None, "draws
 @click.option(
     "--method",
     "methods",
-    type=click.Choice(NAMES),
+    type=click.Choice(get_args(MethodName)),
     multiple=True,
     help="Method of auto_LiRPA; may be given several times.  [default: IBP, CROWN-IBP]",
 )
