@@ -299,7 +299,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: graph(helper.make_node("Atan", ["x"], ["y"], name="/head/Atan")),
         (
             "head-Atan: no rule for ONNX operator Atan; certkit refuses what it cannot bound. To certify this model, "
-            "replace it by covered operators, or add it to certkit/foreign/operators.py"
+            "replace it by covered operators, or add it to certkit/foreign/operators/"
         ),
     ),
     "an output without a name": (

@@ -254,7 +254,7 @@ class Operator(nn.Module):
         if node.op_type not in OPERATORS and node.op_type not in FOLDED:
             raise NoRule(
                 f"{label}: no rule for ONNX operator {one_line(node.op_type, 60)}; certkit refuses what it cannot bound. To "
-                "certify this model, replace it by covered operators, or add it to certkit/foreign/operators.py"
+                "certify this model, replace it by covered operators, or add it to certkit/foreign/operators/"
             )
         if (
             "" in node.output
