@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Iterator, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from certkit.bounds.rules import why
 from certkit.campaign import CLEAN, Campaign, load_campaign
 from certkit.certified import Certified
 from certkit.crosscheck.view import NAME, load_crosscheck, too_steep, view
-from certkit.errors import RecordError
+from certkit.errors import RecordError, Tampered
 from certkit.files import digest, digest_file, save, write_atomic
 from certkit.machine import provenance
 from certkit.proof import load_certificate
@@ -59,15 +60,36 @@ def audit(directory: Path, *, model: nn.Module | None = None, subject: Subject |
     if it was read from a file). Raises Tampered or RuleViolation when a record contradicts itself, RecordError when the two
     do not speak of the same network, samples and threat.
     """
-    started = time.monotonic()
     directory = Path(directory)
+    record, examples = derived(directory, model=model, subject=subject)
+    for name, example in examples.items():
+        write_atomic(directory / name, example)
+    save(record, directory / "audit.json")
+    return record
+
+
+def derived(
+    directory: Path,
+    *,
+    model: nn.Module | None = None,
+    subject: Subject | None = None,
+    stated: Sequence[Contradiction] | None = None,
+) -> tuple[Audit, dict[str, bytes]]:
+    """The audit that follows from a directory's certificate, campaign and cross-check, and the examples it saves; writes nothing.
+
+    As ``audit``. Where there is no model, what ``stated`` says of each contradiction's float64 margin and of the program's
+    error is believed, and nothing else of it. Raises Tampered where it passes over an example inside a certified radius.
+    """
+    started = time.monotonic()
     certificate, table, ledger = load_certificate(directory)
     campaign = load_campaign(directory) if (directory / "campaign").exists() else None
     if campaign is not None:
         _same_subject(certificate, table, campaign)
     if model is not None:
         _same_model(certificate, model, subject)
-    contradictions = () if campaign is None else _contradictions(directory, certificate, table, campaign, model)
+    contradictions, examples = (
+        ((), {}) if campaign is None else _contradictions(certificate, table, campaign, model, stated)
+    )
     cross = load_crosscheck(directory, certificate, table, ledger)
     verdict, reason = _verdict(contradictions, campaign, () if cross is None else too_steep(cross, ledger))
     found = _distances(campaign, len(table.label))
@@ -129,8 +151,7 @@ def audit(directory: Path, *, model: nn.Module | None = None, subject: Subject |
             }
         ),
     )
-    save(record, directory / "audit.json")
-    return record
+    return record, examples
 
 
 def _same_subject(certificate: Certificate, table: Certified, campaign: Campaign) -> None:
@@ -189,9 +210,13 @@ RANK = {"float gap": 0, "float execution": 1, "exact arithmetic": 2}  # what an 
 
 
 def _contradictions(
-    directory: Path, certificate: Certificate, table: Certified, campaign: Campaign, model: nn.Module | None
-) -> tuple[Contradiction, ...]:
-    """Inputs nearer than the certified radius that the deployed program gets wrong, one for each sample that has any.
+    certificate: Certificate,
+    table: Certified,
+    campaign: Campaign,
+    model: nn.Module | None,
+    stated: Sequence[Contradiction] | None,
+) -> tuple[tuple[Contradiction, ...], dict[str, bytes]]:
+    """Inputs nearer than the certified radius that the deployed program gets wrong, one for each sample that has any, and their files.
 
     The distance is rounded up and the radius down. Every attack's example counts, not only the nearest: for each sample the
     one that disproves most is kept. The claim about the execution speaks of a CPU and of pinned kernels: what a campaign
@@ -217,38 +242,62 @@ def _contradictions(
         for attack, distance in campaign.by_attack.items()
         for row in np.flatnonzero(proved & (distance < table.radius))
     ]
-    if hits and model is None:
+    if hits and model is None and stated is None:
         raise RecordError(
             f"{len(hits)} adversarial examples lie inside certified radii and must be evaluated in float64; "
             "run certkit audit, or certkit report with --checkpoint"
         )
-    if hits and model is not None:
-        examples = np.stack([campaign.examples[attack][row] for row, attack in hits])
-        claimed = np.array([campaign.by_attack[attack][row] < table.float_radius[row] for row, attack in hits])
-        errs = claimed & misclassified(model, examples, table.label[[row for row, _ in hits]])
-        for (row, attack), logits, example, wrong in zip(
-            hits, reference(certificate, model, examples), examples, errs, strict=True
-        ):
-            held = int(table.predicted[row])
-            margin = float(np.nextafter(logits[held] - np.delete(logits, held).max(), -np.inf))
-            exact = margin < -certificate.pair_error
-            refutes: Refutes = "exact arithmetic" if exact else "float execution" if wrong else "float gap"
-            if row in found and RANK[found[row].refutes] >= RANK[refutes]:
-                continue
-            buffer = io.BytesIO()
-            np.save(buffer, example, allow_pickle=False)
-            name = f"refutations/sample-{int(table.index[row])}.npy"
-            write_atomic(directory / name, buffer.getvalue())
-            found[row] = Contradiction(
-                index=int(table.index[row]),
-                attack=attack,
-                distance=float(campaign.by_attack[attack][row]),
-                radius=float(table.radius[row]),
-                refutes=refutes,
-                reference_margin=margin,
-                example=File(name=name, sha256=digest(buffer.getvalue())),
-            )
-    return tuple(found[row] for row in sorted(found))
+    files: dict[str, bytes] = {}
+    for row, attack, margin, errs in (
+        _believed(hits, table, stated or ()) if model is None else _evaluated(hits, certificate, table, campaign, model)
+    ):
+        exact = margin < -certificate.pair_error
+        refutes: Refutes = "exact arithmetic" if exact else "float execution" if errs else "float gap"
+        if row in found and RANK[found[row].refutes] >= RANK[refutes]:
+            continue
+        buffer = io.BytesIO()
+        np.save(buffer, campaign.examples[attack][row], allow_pickle=False)
+        name = f"refutations/sample-{int(table.index[row])}.npy"
+        files[name] = buffer.getvalue()
+        found[row] = Contradiction(
+            index=int(table.index[row]),
+            attack=attack,
+            distance=float(campaign.by_attack[attack][row]),
+            radius=float(table.radius[row]),
+            refutes=refutes,
+            reference_margin=margin,
+            example=File(name=name, sha256=digest(buffer.getvalue())),
+        )
+    if missed := sorted({row for row, _ in hits} - found.keys()):
+        raise Tampered(
+            f"audit.json: says nothing of sample {int(table.index[missed[0]])}, of which an example lies inside its certified "
+            "radius; run certkit report again"
+        )
+    return tuple(found[row] for row in sorted(found)), files
+
+
+def _evaluated(
+    hits: Sequence[tuple[int, str]], certificate: Certificate, table: Certified, campaign: Campaign, model: nn.Module
+) -> Iterator[tuple[int, str, float, bool]]:
+    """Each example with its float64 margin, rounded down, and whether the program errs on it within the radius of its claim."""
+    if not hits:
+        return
+    examples = np.stack([campaign.examples[attack][row] for row, attack in hits])
+    claimed = np.array([campaign.by_attack[attack][row] < table.float_radius[row] for row, attack in hits])
+    errs = claimed & misclassified(model, examples, table.label[[row for row, _ in hits]])
+    for (row, attack), logits, wrong in zip(hits, reference(certificate, model, examples), errs, strict=True):
+        held = int(table.predicted[row])
+        yield row, attack, float(np.nextafter(logits[held] - np.delete(logits, held).max(), -np.inf)), bool(wrong)
+
+
+def _believed(
+    hits: Sequence[tuple[int, str]], table: Certified, stated: Sequence[Contradiction]
+) -> Iterator[tuple[int, str, float, bool]]:
+    """The same, as an audit states it of the one example per sample that it names."""
+    known = {(one.index, one.attack): one for one in stated}
+    for row, attack in hits:
+        if (one := known.get((int(table.index[row]), attack))) is not None:
+            yield row, attack, one.reference_margin, one.refutes == "float execution"
 
 
 def misclassified(model: nn.Module, images: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
