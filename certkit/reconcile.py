@@ -27,6 +27,7 @@ from certkit.crosscheck.view import NAME, load_crosscheck, too_steep, view
 from certkit.errors import RecordError, Tampered
 from certkit.files import digest, digest_file, save, write_atomic
 from certkit.machine import provenance
+from certkit.pictures import pictures
 from certkit.proof import load_certificate
 from certkit.records import (
     Audit,
@@ -48,20 +49,29 @@ from certkit.statistics import rate
 if TYPE_CHECKING:
     from torch import nn
 
+    from certkit.data import Dataset
+
 SHOWN = Context(prec=6, rounding=ROUND_CEILING)
 SHOWN_DOWN = Context(prec=6, rounding=ROUND_FLOOR)
 
 
-def audit(directory: Path, *, model: nn.Module | None = None, subject: Subject | None = None) -> Audit:
+def audit(
+    directory: Path,
+    *,
+    model: nn.Module | None = None,
+    subject: Subject | None = None,
+    data: Dataset | None = None,
+) -> Audit:
     """Check the certificate in a directory, set the campaign beside it, and write ``audit.json``.
 
     Without a campaign the verdict is NOT EVALUATED. ``model`` is needed only where the campaign found an example inside a
     certified radius, which is then evaluated again in float64 and saved; it must be the certified checkpoint (``subject``,
-    if it was read from a file). Raises Tampered or RuleViolation when a record contradicts itself, RecordError when the two
-    do not speak of the same network, samples and threat.
+    if it was read from a file). ``data``, the samples attacked, are needed only for pictures of them; without, those of the
+    audit.json that stands there are kept while they show this campaign's examples. Raises Tampered or RuleViolation when a
+    record contradicts itself, RecordError when the two do not speak of the same network, samples and threat.
     """
     directory = Path(directory)
-    record, examples = derived(directory, model=model, subject=subject)
+    record, examples = derived(directory, model=model, subject=subject, data=data)
     for name, example in examples.items():
         write_atomic(directory / name, example)
     save(record, directory / "audit.json")
@@ -73,6 +83,7 @@ def derived(
     *,
     model: nn.Module | None = None,
     subject: Subject | None = None,
+    data: Dataset | None = None,
     stated: Sequence[Contradiction] | None = None,
 ) -> tuple[Audit, dict[str, bytes]]:
     """The audit that follows from a directory's certificate, campaign and cross-check, and the examples it saves; writes nothing.
@@ -134,6 +145,7 @@ def derived(
             )
             for i in range(total)
         ),
+        pictures=pictures(directory, campaign, radius, data),
         ledger=tuple(_row(step, certificate.threat.norm, slopes.get(step.node)) for step in ledger.steps),
         attention=certificate.attention,
         crosscheck=None if cross is None else view(cross, ledger, table, _nearest(table, contradictions, found)),

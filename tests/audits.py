@@ -10,6 +10,7 @@ from scipy.stats import beta
 
 from certkit.crosscheck.agreement import against, agreement
 from certkit.files import digest
+from certkit.pictures import contrast, levels, png_of
 from certkit.records import (
     Ablation,
     AttackSpec,
@@ -27,6 +28,8 @@ from certkit.records import (
     Execution,
     File,
     LedgerRow,
+    Picture,
+    Pictures,
     Provenance,
     Rate,
     Sample,
@@ -36,6 +39,7 @@ from certkit.records import (
     WithoutLocal,
 )
 from certkit.records.crosscheck import Cost, CrossView, Method
+from certkit.records.pictures import MOST
 from certkit.reports import render
 
 EPS = ("0.1", "0.25", "0.5", "1.0")
@@ -79,6 +83,33 @@ def samples(n: int, *, attacked: bool) -> tuple[Sample, ...]:
             )
         )
     return tuple(made)
+
+
+def pictures(rows: tuple[Sample, ...]) -> Pictures:
+    """Grey images of 8 x 8 of the samples with the smallest gap, each moved as far as its distance says."""
+    broken = sorted(
+        (row for row in rows if row.distance is not None), key=lambda row: (row.distance - row.radius, row.index)
+    )  # type: ignore[operator]
+    shown = []
+    for row in broken[:MOST]:
+        draw = np.random.default_rng(row.index)
+        image = draw.random((1, 8, 8), np.float32)
+        direction = draw.normal(size=(1, 8, 8))
+        example = np.clip(image + direction * (row.distance or 0.0) / np.linalg.norm(direction), 0, 1).astype(
+            np.float32
+        )
+        difference, factor = contrast(image, example, (0.0, 1.0))
+        shown.append(
+            Picture(
+                index=row.index,
+                becomes=(row.label + 3) % 10,
+                factor=factor,
+                input=png_of(levels(image, (0.0, 1.0))),
+                adversarial=png_of(levels(example, (0.0, 1.0))),
+                difference=png_of(difference),
+            )
+        )
+    return Pictures(shown=tuple(shown), broken=len(broken), absent=None if shown else "no attack changed a sample")
 
 
 def curve(rows: tuple[Sample, ...], *, attacked: bool = True) -> tuple[CurvePoint, ...]:
@@ -407,6 +438,7 @@ def example_audit(n: int = 360, verdict: Verdict = "NOT REFUTED", *, decorative:
         contradictions=contradictions,
         campaign=campaign(rows, complete=verdict != "INCONCLUSIVE") if attacked else None,
         samples=rows,
+        pictures=pictures(rows),
         ledger=ledger(),
         attention=attention(rows, decorative=decorative),
         crosscheck=crosscheck(rows),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from certkit.commands.loading import Inputs
+    from certkit.data import Dataset
     from certkit.records import Audit, Subject
 
 
@@ -52,7 +53,7 @@ def audit(checkpoint: Path, crosscheck: bool, **given: Any) -> None:
         from certkit.commands.crosscheck import DEFAULTS, run_crosscheck
 
         run_crosscheck(inputs, **given, **DEFAULTS)
-    finish(given["out"], inputs.model, inputs.subject, json=given["json"])
+    finish(given["out"], inputs.model, inputs.subject, data=inputs.data, json=given["json"])
 
 
 def resumable(inputs: Inputs, given: dict[str, Any]) -> None:
@@ -82,6 +83,7 @@ def finish(
     model: nn.Module | None,
     subject: Subject | None,
     *,
+    data: Dataset | None = None,
     json: bool,
     also: Callable[[], Sequence[Path]] = tuple,
 ) -> None:
@@ -91,7 +93,7 @@ def finish(
     """
     import certkit
 
-    found = certkit.audit(directory, model=model, subject=subject)
+    found = certkit.audit(directory, model=model, subject=subject, data=data)
     page = certkit.report(directory)
     written = [page, *also()]
     try:

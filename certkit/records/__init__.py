@@ -46,3 +46,5 @@ from certkit.records.certificate import Certificate as Certificate
 from certkit.records.certificate import CertifiedAt as CertifiedAt
 from certkit.records.certificate import Execution as Execution
 from certkit.records.certificate import WithoutLocal as WithoutLocal
+from certkit.records.pictures import Picture as Picture
+from certkit.records.pictures import Pictures as Pictures

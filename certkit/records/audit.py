@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from certkit.records.base import (
     Count,
@@ -23,6 +23,7 @@ from certkit.records.base import (
 from certkit.records.campaign import CampaignSummary, Check
 from certkit.records.certificate import Attention, Execution, WithoutLocal
 from certkit.records.crosscheck import CrossView
+from certkit.records.pictures import Pictures
 
 
 class Contradiction(Record):
@@ -104,6 +105,7 @@ class Audit(Record):
     contradictions: tuple[Contradiction, ...]
     campaign: CampaignSummary | None
     samples: tuple[Sample, ...]
+    pictures: Pictures
     ledger: tuple[LedgerRow, ...]
     attention: Attention | None
     crosscheck: CrossView | None
@@ -113,3 +115,12 @@ class Audit(Record):
     files: tuple[File, ...]
     environment: Environment
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _shows_samples_of_its_own(self) -> Audit:
+        """A picture is of a sample that an attack changed, and of the shape of the inputs."""
+        changed = {one.index for one in self.samples if one.distance is not None}
+        for picture in self.pictures.shown:
+            if picture.index not in changed or picture.shape != self.input_shape:
+                raise ValueError(f"the picture of sample {picture.index} is none of an attacked sample of this audit")
+        return self
