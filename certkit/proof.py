@@ -1,8 +1,8 @@
 """A certificate read back: what can be derived is derived again before anything is believed.
 
 The ledgers from their evidence, the radii of the whole box from the ledger and the logits, rates and medians from the
-radii. What local certificates add to a radius needs the checkpoint: ``certkit verify`` proves it again. Names, assumptions,
-the agreement with the module and the ablations' own counts are as stated: they cannot be derived.
+radii. What local certificates add to a radius needs the checkpoint: ``certkit verify`` proves it again. Names, the agreement
+with the module and the ablations' own counts are as stated: they cannot be derived.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from certkit.bounds.ledger import Ledger, checked
 from certkit.bounds.number import Up
+from certkit.bounds.rules.pointwise import ELEMENTARY_ULPS
 from certkit.certified import (
     Certified,
     certified_counts,
@@ -30,6 +31,12 @@ from certkit.files import digest_file, load
 from certkit.records import Certificate
 from certkit.statistics import rate
 
+# What every certificate rests on, whatever the network; what its float execution rests on stands in certkit.engine.floats.
+ASSUMPTIONS = (
+    f"exp, log, pow, sin, erf, tanh and the like of the float64 centre are accurate to {ELEMENTARY_ULPS} units in the last place",
+    "torch.export captures the function that the module computes (checked on the evaluation samples)",
+)
+
 
 def load_certificate(directory: Path) -> tuple[Certificate, Certified, Ledger]:
     """The certificate with its table and ledger, everything derived again from the evidence.
@@ -43,7 +50,7 @@ def load_certificate(directory: Path) -> tuple[Certificate, Certified, Ledger]:
             f"{one_line(directory.name)}: no certificate.json; run certkit certify CHECKPOINT --out {one_line(directory.name)}"
         )
     certificate = load(Certificate, path)
-    ledger = checked(certificate.ledger)
+    ledger = _derived(certificate.ledger, "ledger")
     proved = tuple(tuple(number.to_float() for number in row) for row in ledger.pairs.gain)
     if proved != certificate.pair_gain or ledger.pairs.error.to_float() != certificate.pair_error:
         raise RuleViolation("certificate.json: pair_gain is not what the ledger proves; certify the checkpoint again")
@@ -73,6 +80,14 @@ def load_certificate(directory: Path) -> tuple[Certificate, Certified, Ledger]:
     return certificate, table, ledger
 
 
+def _derived(value: object, name: str) -> Ledger:
+    """The ledger, every bound derived again. What is wrong with it is said of the file that holds it."""
+    try:
+        return checked(value)
+    except RecordError as error:
+        raise type(error)(f"certificate.json: {name}: {error}") from None
+
+
 def _same_threat(certificate: Certificate, ledger: Ledger) -> None:
     first = ledger.steps[0].attributes
     stated = {"norm": certificate.threat.norm, "low": certificate.threat.box[0], "high": certificate.threat.box[1]}
@@ -86,7 +101,7 @@ def _same_execution(certificate: Certificate, table: Certified, gain: NDArray[np
     The error of the program follows from its own ledger. Raises RuleViolation or Tampered.
     """
     name, execution = certificate.table.name, certificate.execution
-    ledger = checked(certificate.execution_ledger)
+    ledger = _derived(certificate.execution_ledger, "execution_ledger")
     _same_threat(certificate, ledger)
     if ledger.arithmetic != execution.arithmetic or execution.pair_error not in (None, ledger.pairs.error.to_float()):
         raise RuleViolation(
@@ -120,6 +135,7 @@ def _same_figures(certificate: Certificate, table: Certified, ledger: Ledger) ->
             assumptions=certificate.execution.assumptions,
         ),
         "input_shape": ledger.steps[0].bound.shape[1:],
+        "assumptions": ASSUMPTIONS,
     }
     if attention is not None:
         try:

@@ -13,7 +13,7 @@ overflow, and whether a number of the code is too small or large for its roundin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,7 @@ def float_claim(program: Program, ledger: Ledger) -> FloatClaim:
         arithmetic=arithmetic,
         pair_error=None if reasons else error,
         reasons=tuple(dict.fromkeys(reasons)),
-        assumptions=tuple(_assumptions(program, ledger)),
+        assumptions=tuple(assumptions(ledger, folded(program, arithmetic), running())),
     )
 
 
@@ -359,12 +359,16 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {  # by rule, the measured functions 
 }
 
 
-def _assumptions(program: Program, ledger: Ledger) -> Iterator[str]:
+def assumptions(ledger: Ledger, computed: Sequence[str], here: Build) -> Iterator[str]:
+    """What the claim about the execution of a ledger's program rests on, where it was made by this build of torch.
+
+    ``computed`` are the constants that are ``folded``, which only the program knows.
+    """
     yield f"the program runs in {ledger.arithmetic}, on inputs that are {ledger.arithmetic} numbers, in {PINNED}"
     yield "the module runs the operators of its exported graph (checked on the evaluation samples)"
-    if folded := _folded(program, ledger.arithmetic):
+    if computed:
         yield (
-            f"constants that the code computes ({', '.join(folded)}) are held as float32 gave them; the module converted to "
+            f"constants that the code computes ({', '.join(computed)}) are held as float32 gave them; the module converted to "
             "float64 would compute others"
         )
     used = sorted({name for step in ledger.steps for name in FUNCTIONS.get(step.rule, ())})
@@ -373,7 +377,6 @@ def _assumptions(program: Program, ledger: Ledger) -> Iterator[str]:
     if ledger.arithmetic == "float64":
         yield f"exp, erf, tanh and the like are accurate to {ELEMENTARY_ULPS} units in the last place in float64 (not measured)"
         return
-    here = running()
     known = MEASURED.get(here, {})
     for every in sorted({known[name].every for name in used if name in known}):
         names = [name for name in used if name in known and known[name].every == every]
@@ -390,7 +393,7 @@ def _assumptions(program: Program, ledger: Ledger) -> Iterator[str]:
         )
 
 
-def _folded(program: Program, arithmetic: str) -> list[str]:
+def folded(program: Program, arithmetic: str) -> list[str]:
     """Constants of a float32 program that are computed and not only moved, where another arithmetic runs it."""
     if arithmetic == "float32" or program.dtype is torch.float64:
         return []
