@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from certkit.bounds.ledger import Ledger, to_json
-from certkit.bounds.rules.pointwise import ELEMENTARY_ULPS
 from certkit.certified import (
     certified_counts,
     certify_rows,
@@ -35,6 +34,7 @@ from certkit.engine.program import Program, export
 from certkit.errors import ConfigError, Refusal
 from certkit.files import digest_file, save
 from certkit.machine import environment, pinned, provenance
+from certkit.proof import ASSUMPTIONS
 from certkit.records import (
     Ablation,
     Attention,
@@ -118,10 +118,7 @@ def certify(
         ),
         attention=attention,
         agreement=agreement,
-        assumptions=(
-            f"exp, log, pow, sin, erf, tanh and the like of the float64 centre are accurate to {ELEMENTARY_ULPS} units in the last place",
-            "torch.export captures the function that the module computes (checked on the evaluation samples)",
-        ),
+        assumptions=ASSUMPTIONS,
         table=File(name="certified.parquet", sha256=digest_file(out / "certified.parquet")),
         ledger=to_json(ledger),
         execution_ledger=to_json(deployed),
