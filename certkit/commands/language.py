@@ -158,11 +158,11 @@ def run_language(checkpoint: Path, **given: Any) -> tuple[LanguageAudit, Path]:
         bounds = bounded(model, x.shape[1], reach)
         embedded = table(model)[x]
         found = proof(bounds, embedded, [at.value for at in eps])
-        agreement(bounds, model, embedded, found.logits)
+        agreement(bounds, model, embedded, found)
         campaign = _campaign(model, subject, bounds, tokens, embedded, y, given)
         curves, nearest = _curves(model, found, embedded, y, ways, eps, campaign, given)
         substituted = _substituted(model, found, tokens, x, given["seed"])
-    right = (found.logits.argmax(-1) == y.numpy()) & (found.room > 0)
+    right = found.predicted == y.numpy()
     everywhere = ways[0].radius(found)
     audit.write_positions(
         out / "positions.parquet",
@@ -171,7 +171,7 @@ def run_language(checkpoint: Path, **given: Any) -> tuple[LanguageAudit, Path]:
             "position": np.tile(np.arange(x.shape[1]), len(x)),
             "token": x.numpy(),
             "true": y.numpy(),
-            "predicted": found.logits.argmax(-1),
+            "predicted": found.predicted,
             "right": right,
             "room": found.room,
             "radius": everywhere,
@@ -190,7 +190,7 @@ def run_language(checkpoint: Path, **given: Any) -> tuple[LanguageAudit, Path]:
         verdict=verdict,
         verdict_reason=reason,
         clean=rate(int(right.sum()), x.numel()),
-        loss=float(found.loss(y.numpy(), np.zeros(len(x))).mean()),
+        loss=float(found.cross_entropy(y.numpy()).mean()),
         slope=audit.slope(bounds, model),
         words=audit.words(table(model)),
         curves=curves,
@@ -298,7 +298,7 @@ def _substituted(model: LanguageModel, found: Proof, tokens: Tokens, x: Tensor, 
     from certkit.language.records import Substitution
 
     attacks = importlib.import_module("certkit.attacks.language_tokens")
-    predicted, radius = found.logits.argmax(-1), found.radius(found.everywhere)
+    predicted, radius = found.predicted, found.radius(found.everywhere)
     near = attacks.substitutes([tokens.decode([token]) for token in range(tokens.vocabulary)])
     made = []
     for n in range(min(SUBSTITUTED, len(x))):

@@ -56,12 +56,13 @@ def curve(
     at eps when its distance, rounded up, is at most eps. The median is that of the positions that are right, 0 without any.
     """
     where = np.s_[:, -1:] if last else np.s_[:, :]
-    right = ((proof.logits.argmax(-1) == y_NT) & (proof.room > 0))[where]
+    right = (proof.predicted == y_NT)[where]
+    proved = right & (proof.room > 0)[where]
     radius, distance = moves.radius(proof)[where], distance_NT[where]
     total = right.size
 
     def certified(at: Eps) -> int:
-        return int((right & (radius >= at.value)).sum())
+        return int((proved & (radius >= at.value)).sum())
 
     def robust(at: Eps) -> int:
         return int((right & ~(distance <= at.value)).sum())
@@ -73,7 +74,7 @@ def curve(
         certified=tuple(CertifiedAt(eps=at, certified=rate(certified(at), total)) for at in eps),
         attacked=tuple(AttackedAt(eps=at, robust=rate(robust(at), total)) for at in eps),
         median_radius=float(np.sort(radius[right])[(right.sum() - 1) // 2]) if right.any() else 0.0,
-        contradictions=int((right & (distance <= radius)).sum()),
+        contradictions=int((proved & (distance <= radius)).sum()),
     )
 
 
@@ -128,7 +129,7 @@ def shown(
     proof: Proof, x_NT: Whole, y_NT: Whole, distance_NT: Floats, tokens: Tokens, contexts: Sequence[int]
 ) -> tuple[Shown, ...]:
     """Contexts position by position, for people to read; every token may move."""
-    radius, predicted = proof.radius(proof.everywhere), proof.logits.argmax(-1)
+    radius, predicted = proof.radius(proof.everywhere), proof.predicted
     right = predicted == y_NT
     return tuple(
         Shown(
