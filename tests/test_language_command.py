@@ -17,11 +17,15 @@ from certkit.cli import main
 from certkit.config import validate
 from certkit.errors import RecordError
 from certkit.files import load, save
+from certkit.health.activations import watched
+from certkit.health.largest import fits, largest_entries, largest_scores
+from certkit.health.spectra import weight_norms
+from certkit.health.training import training_steps
 from certkit.language.certificate import bounded
-from certkit.language.records import LanguageAudit, Largest, Stability
-from certkit.language.stability import fits, largest_entries, largest_scores, training_steps, weight_norms
+from certkit.language.records import LanguageAudit, Stability
 from certkit.models import create
 from certkit.models.gpt import LanguageModel
+from certkit.records.health import Largest
 from certkit.reports.language import changed, render, report, visible
 from tests.pages import Page
 
@@ -211,8 +215,11 @@ def test_entries_and_scores_of_any_text_are_below_what_is_proved(network: Path) 
     assert isinstance(model.eval(), LanguageModel)
     given = bounded(model, 8, 2.0**-20)
     x = torch.randint(len(LETTERS), (6, 8), generator=torch.Generator().manual_seed(5))
-    entries, scores = (find(given, model.embed(x).detach(), piece=4) for find in (largest_entries, largest_scores))
-    assert [entry.part for entry in entries] == ["embeddings", "blocks.0", "blocks.1", "logits"]
+    seen = watched(given.program, model.embed(x).detach(), piece=4)
+    entries = largest_entries(given.everywhere, seen.entries)
+    scores = largest_scores(given.everywhere, seen.entries, seen.scores)
+    assert [entry.part for entry in entries] == ["input", "blocks.0", "blocks.1", "logits"]
+    assert [score.part for score in scores] == ["blocks.0"]
     for one in (*entries, *scores):
         assert 0 < one.measured <= float(one.certified)
     norms = weight_norms(model.named_parameters())

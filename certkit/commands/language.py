@@ -367,8 +367,11 @@ def lines(found: LanguageAudit) -> list[str]:
 
 def run_stability(folder: Path, **given: Any) -> Stability:
     """The stability audit of one checkpoint."""
-    from certkit.language import stability
-    from certkit.language.certificate import bounded
+    from certkit.health.activations import watched
+    from certkit.health.largest import fits, largest_entries, largest_scores
+    from certkit.health.spectra import weight_norms
+    from certkit.health.training import METRICS, training_steps
+    from certkit.language.certificate import PIECE, bounded
     from certkit.language.records import Stability, Text
     from certkit.machine import environment, pinned, provenance
 
@@ -377,10 +380,9 @@ def run_stability(folder: Path, **given: Any) -> Stability:
     tokens, x, _ = read(model, given)
     with pinned(given["threads"]) as count:
         bounds = bounded(model, x.shape[1], 2.0**-20)
-        embedded = table(model)[x]
-        entries = stability.largest_entries(bounds, embedded)
-        scores = stability.largest_scores(bounds, embedded)
-    metrics = folder / "metrics.jsonl"
+        seen = watched(bounds.program, table(model)[x], piece=PIECE)
+        entries = largest_entries(bounds.everywhere, seen.entries)
+        scores = largest_scores(bounds.everywhere, seen.entries, seen.scores)
     return Stability(
         subject=subject,
         data=Text(**tokens.record.model_dump()),
@@ -388,9 +390,9 @@ def run_stability(folder: Path, **given: Any) -> Stability:
         contexts=len(x),
         entries=entries,
         scores=scores,
-        norms=stability.weight_norms(model.named_parameters()),
-        fits=stability.fits(entries),
-        training=stability.training_steps(metrics),
+        norms=weight_norms(model.named_parameters()),
+        fits=fits(entries),
+        training=training_steps(folder / METRICS),
         environment=environment("cpu", count),
         provenance=provenance(started),
     )
@@ -423,7 +425,7 @@ def side_by_side(folders: Sequence[Path], found: Sequence[Stability]) -> list[st
             ("gradient norm, largest", ["no metrics" if t is None else f"{t.largest_gradient_norm:.4g}" for t in ran]),
             (
                 "norm over cap, largest",
-                ["no metrics" if t is None else f"{max(t.norm_over_cap.values(), default=0.0):.6g}" for t in ran],
+                ["no metrics" if t is None else f"{t.largest_norm_over_cap or 0.0:.6g}" for t in ran],
             ),
         ]
     return [f"{name:<27}" + "".join(f"{cell:<24}" for cell in cells).rstrip() for name, cells in rows]

@@ -19,6 +19,7 @@ from certkit.records import (
     Subject,
     Verdict,
 )
+from certkit.records.health import Fit, Largest, Steps
 
 Distance = Annotated[float, Field(ge=0)]
 
@@ -153,40 +154,6 @@ class LanguageAudit(Record):
     assumptions: tuple[str, ...]
     environment: Environment
     provenance: Provenance
-
-
-class Largest(Record):
-    """The largest absolute entry inside one part: over a data set, and proved over all token sequences; a text, as it may be huge."""
-
-    part: str
-    measured: Distance
-    certified: str
-
-
-class Fit(Record):
-    """Whether a format holds the entries: its largest number over the largest entry, measured and certified, rounded down.
-
-    ``fits`` says that no sequence of tokens can exceed the format, as proved.
-    """
-
-    name: str
-    largest: float
-    headroom: Distance
-    certified_headroom: Distance
-    fits: bool
-
-
-class Steps(Record):
-    """What metrics.jsonl tells of a training run: figures over all lines that have them."""
-
-    lines: Count
-    steps: Count
-    loss: float
-    largest_loss: float
-    spikes: Count
-    median_gradient_norm: Distance
-    largest_gradient_norm: Distance
-    norm_over_cap: dict[str, Distance]
 
 
 class Stability(Record):
