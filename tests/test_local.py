@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Never
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from certkit.bounds.bound import Bound, Reach
 from certkit.bounds.ledger import Ledger
 from certkit.bounds.number import Up
 from certkit.certified import radii
+from certkit.engine.certify import certify
 from certkit.engine.execute import centres, run
 from certkit.engine.interpret import Interpreter
 from certkit.engine.local import LocalRadii, local_bounds, local_radii
@@ -25,6 +28,7 @@ from certkit.engine.local.numbers import Ups
 from certkit.engine.local.walk import ready, walk
 from certkit.engine.program import Program, export
 from certkit.errors import Refusal
+from tests.networks import linear, samples
 
 SAMPLES = 6
 BOX = (-1.0, 1.0)
@@ -305,6 +309,25 @@ def test_of_no_samples_there_are_no_radii() -> None:
     found = local_radii(at.program, at.ledger, at.images[:0], at.logits[:0])
     assert found.radius.shape == found.error.shape == (0,)
     assert found.gain.shape == (0, 3)
+
+
+def test_what_was_measured_of_the_samples_serves_both_kinds_of_radii(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = subject("layer norm and attention", "l2")
+    given = at.program, at.ledger, at.images, at.logits
+    deployed = at.interpret("l2", BOX, arithmetic="float32")
+    centre = measure(*given[:3])
+    own = [local_radii(*given, deployed=ledger).radius for ledger in (None, deployed)]
+    model, data = linear(), samples()
+
+    def twice(*_: object) -> Never:
+        raise AssertionError("the samples were measured a second time")
+
+    monkeypatch.setattr("certkit.engine.local.radii.measure", twice)
+    for ledger, radius in zip((None, deployed), own, strict=True):
+        assert (local_radii(*given, deployed=ledger, centre=centre).radius == radius).all()
+    assert certify(model, data, eps=["0.1"], out=tmp_path).execution.pair_error is not None
 
 
 def test_more_passes_never_prove_less() -> None:

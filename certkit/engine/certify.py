@@ -29,7 +29,7 @@ from certkit.engine.agreement import agreement_of, logits_of
 from certkit.engine.execute import attention_nodes, attention_statistics, centres
 from certkit.engine.floats import float_claim
 from certkit.engine.interpret import Interpreter
-from certkit.engine.local import local_radii
+from certkit.engine.local import local_radii, measure
 from certkit.engine.program import Program, export
 from certkit.errors import ConfigError, Refusal
 from certkit.files import digest_file, save
@@ -81,8 +81,11 @@ def certify(
         agreement = agreement_of(model, program, ledger, deployed, data, logits)
         gain, error = pair_matrix(ledger), ledger.pairs.error.to_float()
         claim = float_claim(program, deployed)
-        local = local_radii(program, ledger, data.images, logits)
-        executing = local_radii(program, ledger, data.images, logits, deployed=deployed) if claim.holds else None
+        centre = measure(program, ledger, data.images)
+        local, executing = (
+            local_radii(program, ledger, data.images, logits, deployed=other, centre=centre)
+            for other in (None, deployed if claim.holds else None)
+        )
         table = certify_rows(
             data.indices.numpy(),
             data.labels.numpy(),
