@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from certkit.attacks.language import Nearest, broken, ddn, margins, pgd, token_distance
+from certkit.attacks.language import Nearest, ddn, margins, pgd, token_distance
 from certkit.attacks.language_tokens import greedy_coordinate_gradient, mistyped, substitutes
 from certkit.config import LanguageModelConfig
 from certkit.models.gpt import LanguageModel, language_model
@@ -72,8 +72,8 @@ def test_the_distance_is_that_of_an_example_that_breaks_the_position(model, text
         found = ddn(model.from_embeddings, x, y, 1.0)
     last = np.isfinite(found.distance[:, -1])
     assert last.any()
-    hit = broken(model.from_embeddings(found.example).detach(), y)[:, -1].numpy()
-    assert hit[last].all()
+    lead = margins(model.from_embeddings(found.example).detach(), y)[:, -1].numpy()
+    assert not (lead[last] > 0).any()
     assert np.array_equal(token_distance(x, found.example)[last], found.distance[last, -1])
 
 
@@ -100,19 +100,50 @@ def test_a_larger_budget_never_reaches_less(model, texts) -> None:
 
 def test_a_tie_and_a_logit_that_is_not_finite_count_as_broken() -> None:
     logits = torch.tensor([[[1.0, 1.0, 0.0], [2.0, 1.0, 0.0], [torch.nan, 0.0, 0.0]]])
-    labels = torch.zeros(1, 3, dtype=torch.long)
-    assert broken(logits, labels).tolist() == [[True, False, True]]
-    assert margins(logits, labels)[0, 1] == 1
+    leads = margins(logits, torch.zeros(1, 3, dtype=torch.long))
+    assert leads[0, 1] == 1
+    x = torch.zeros(1, 3, 2)
+    found = Nearest.none(x)
+    found.saw(x, x + 1, leads)
+    assert np.isfinite(found.distance).tolist() == [[True, False, True]]
 
 
 def test_the_nearest_example_is_kept() -> None:
     x = torch.zeros(1, 2, 3)
     found = Nearest.none(x)
-    yes = torch.ones(1, 2, dtype=torch.bool)
-    found.saw(x, x + 1, yes)
-    found.saw(x, x + 2, yes)
+    broken = torch.full((1, 2), -1.0)
+    found.saw(x, x + 1, broken)
+    found.saw(x, x + 2, broken)
     assert found.distance[0] == pytest.approx(np.sqrt(3))
     assert torch.equal(found.example, x + 1)
+    assert not found.hits  # nobody asked for any
+
+
+def test_a_text_that_is_not_moved_lies_at_distance_0() -> None:
+    x = torch.randn(2, 2, 3)
+    moved = x.clone()
+    moved[1, 0, 0] = torch.nextafter(x[1, 0, 0], torch.tensor(9.0))
+    assert token_distance(x, x).tolist() == [0.0, 0.0]
+    assert token_distance(x, moved)[0] == 0 < token_distance(x, moved)[1]
+
+
+def test_of_the_examples_asked_for_the_nearest_and_the_clearest_are_kept() -> None:
+    x, within = torch.zeros(1, 2, 3), np.array([[3.5, 0.5]])
+    found = Nearest.none(x, within)
+    for step, lead in ((2.0, -5.0), (1.0, -1.0), (1.5, torch.nan), (4.0, -9.0)):
+        found.saw(x, x + step, torch.full((1, 2), lead))
+    assert set(found.hits) == {(0, 0, "distance"), (0, 0, "lead")}  # the other position asked for nearer ones
+    assert torch.equal(found.hits[0, 0, "distance"].example, torch.ones(2, 3))
+    assert torch.equal(found.hits[0, 0, "lead"].example, torch.full((2, 3), 2.0))
+    assert found.hits[0, 0, "lead"].distance == token_distance(x, x + 2)[0]
+
+
+def test_a_text_that_is_misread_as_it_is_is_an_example_at_distance_0(model, texts) -> None:
+    _, x, y = texts
+    wrong = (y + 1) % WORDS
+    found = pgd(model.from_embeddings, x, wrong, [0.1], steps=1, within_NT=np.zeros(y.shape))
+    assert (found.distance == 0).all()
+    assert len(found.hits) == 2 * y.numel()
 
 
 def test_greedy_coordinate_gradient_says_what_the_model_says(model, texts) -> None:
