@@ -24,8 +24,11 @@ from certkit.bounds.rules import why
 from certkit.campaign import CLEAN, Campaign, load_campaign
 from certkit.certified import Certified
 from certkit.crosscheck.view import NAME, load_crosscheck, too_steep, view
-from certkit.errors import RecordError, Tampered
+from certkit.errors import RecordError, Tampered, one_line
 from certkit.files import digest, digest_file, save, write_atomic
+from certkit.health.view import NAME as HEALTH
+from certkit.health.view import excluded, load_health
+from certkit.health.view import view as health_view
 from certkit.machine import provenance
 from certkit.pictures import pictures
 from certkit.proof import load_certificate
@@ -102,7 +105,13 @@ def derived(
         ((), {}) if campaign is None else _contradictions(certificate, table, campaign, model, stated)
     )
     cross = load_crosscheck(directory, certificate, table, ledger)
-    verdict, reason = _verdict(contradictions, campaign, () if cross is None else too_steep(cross, ledger))
+    health = load_health(directory, certificate, ledger)
+    verdict, reason = _verdict(
+        contradictions,
+        campaign,
+        () if cross is None else too_steep(cross, ledger),
+        () if health is None else excluded(health, ledger),
+    )
     found = _distances(campaign, len(table.label))
     slopes = {} if cross is None else {one.node: one.slope for one in cross.slopes}
     radius = np.where(table.correct, table.radius, 0.0)
@@ -148,6 +157,7 @@ def derived(
         pictures=pictures(directory, campaign, radius, data),
         ledger=tuple(_row(step, certificate.threat.norm, slopes.get(step.node)) for step in ledger.steps),
         attention=certificate.attention,
+        health=None if health is None else health_view(health, ledger),
         crosscheck=None if cross is None else view(cross, ledger, table, _nearest(table, contradictions, found)),
         checks=(*(campaign.checks if campaign else ()), *_own_checks(contradictions, campaign, radius, found)),
         assumptions=certificate.assumptions,
@@ -158,7 +168,8 @@ def derived(
             update={
                 "files": tuple(
                     File(name=name, sha256=digest_file(directory / name))
-                    for name in ("certificate.json", *(() if cross is None else (NAME,)))
+                    for name, held in (("certificate.json", certificate), (NAME, cross), (HEALTH, health))
+                    if held is not None
                 )
             }
         ),
@@ -346,7 +357,10 @@ def reference(certificate: Certificate, model: nn.Module, images: NDArray[np.flo
 
 
 def _verdict(
-    contradictions: tuple[Contradiction, ...], campaign: Campaign | None, too_steep: tuple[str, ...]
+    contradictions: tuple[Contradiction, ...],
+    campaign: Campaign | None,
+    too_steep: tuple[str, ...],
+    too_large: tuple[str, ...],
 ) -> tuple[Verdict, str]:
     if refuting := [c for c in contradictions if c.refutes == "exact arithmetic"]:
         return "REFUTED", (
@@ -357,6 +371,11 @@ def _verdict(
         return "REFUTED", (
             f"{NAME} states a slope at {too_steep[0]} that the ledger's gain forbids: if it was attained, the certificate is "
             "wrong; certkit crosscheck measures it again"
+        )
+    if too_large:
+        return "REFUTED", (
+            f"{HEALTH} states a number at {one_line(too_large[0], 80)} that the ledger's size forbids: if it was seen, the "
+            "certificate is wrong; certkit audit measures it again"
         )
     if refuting := [c for c in contradictions if c.refutes == "float execution"]:
         return "REFUTED", (

@@ -47,8 +47,9 @@ def exact_refuted(audit: Audit) -> bool:
         () if audit.crosscheck is None else audit.crosscheck.too_steep
     )  # exactly; the rows are rounded, and in l2 only
     too_steep = stated or any(row.attained is not None and _above(row.attained, row.gain) for row in audit.ledger)
+    too_large = audit.health is not None and audit.health.too_large
     return audit.verdict == "REFUTED" and (
-        "exact arithmetic" in kinds or "float execution" not in kinds or bool(too_steep)
+        "exact arithmetic" in kinds or "float execution" not in kinds or bool(too_steep or too_large)
     )
 
 

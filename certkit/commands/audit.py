@@ -42,12 +42,13 @@ def audit(checkpoint: Path, crosscheck: bool, **given: Any) -> None:
     forbids, and with 3 when the campaign fails its own checks. An interrupted audit resumes its campaign.
     """
     from certkit.commands.attack import run_attack
-    from certkit.commands.certify import run_certify
+    from certkit.commands.certify import run_certify, run_health
     from certkit.commands.loading import load_inputs
 
     inputs = load_inputs(checkpoint, given)
     resumable(inputs, given)
     run_certify(inputs, **given)
+    run_health(checkpoint, inputs, **given)
     run_attack(inputs, **given)
     if crosscheck:
         from certkit.commands.crosscheck import DEFAULTS, run_crosscheck

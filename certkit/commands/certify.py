@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from certkit.commands import options
+from certkit.errors import CertkitError
 
 if TYPE_CHECKING:
     from certkit.commands.loading import Inputs
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
 def certify(checkpoint: Path, **given: Any) -> None:
     """Prove how far each sample may move before its predicted class can change.
 
-    Writes certificate.json (with the layerwise ledger) and certified.parquet (a radius per sample) to --out. Certificates
-    are always computed on the CPU in float64; --device is where the model is run beside its exported graph.
+    Writes certificate.json (with the layerwise ledger) and certified.parquet (a radius per sample) to --out, and for the
+    report health.json: the largest numbers inside, the spectra of the weights, the training run. Certificates are always
+    computed on the CPU in float64; --device is where the model is run beside its exported graph.
     """
     from certkit.commands.loading import load_inputs
 
-    certificate = run_certify(load_inputs(checkpoint, given), **given)
+    inputs = load_inputs(checkpoint, given)
+    certificate = run_certify(inputs, **given)
+    run_health(checkpoint, inputs, **given)
     options.say(certificate, lines(certificate, given["out"]), json=given["json"])
 
 
@@ -48,13 +52,41 @@ def run_certify(inputs: Inputs, **given: Any) -> Certificate:
     eps = [radius.text for radius in radii(options.radii(given["eps"]))]
     out: Path = given["out"]
     if (out / "certificate.json").is_file():
-        for name in ("audit.json", "report.html"):
+        for name in ("audit.json", "report.html", "health.json"):
             (out / name).unlink(missing_ok=True)
     certificate = certkit.certify(
         model, inputs.data, eps=eps, norm=given["norm"], out=out, subject=inputs.subject, threads=given["threads"]
     )
     model.cpu()
     return certificate
+
+
+def run_health(checkpoint: Path, inputs: Inputs, **given: Any) -> None:
+    """Measure what the report shows of the network's insides, for the certificate that stands in --out."""
+    from certkit.health.measure import measure
+
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    measure(
+        inputs.model,
+        inputs.data,
+        out=given["out"],
+        checkpoint=folder,
+        cap=_cap(folder) if given["model"] is None else None,
+        subject=inputs.subject,
+        threads=given["threads"],
+    )
+
+
+def _cap(folder: Path) -> float | None:
+    """What training multiplied every declared cap by, as config.json says; None where it says so of no cap."""
+    from certkit.checkpoint import CONFIG, settings
+    from certkit.config import validate
+
+    try:
+        run = validate(settings(folder / CONFIG), CONFIG)
+    except CertkitError:  # of another architecture, whose loading has said what is to be said of it
+        return None
+    return None if run.training.constraint == "none" else run.training.cap
 
 
 def lines(certificate: Certificate, out: Path) -> list[str]:

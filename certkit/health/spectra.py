@@ -201,9 +201,9 @@ def _values(weight: Weight) -> list[Array]:
 
 
 def quantiles(falling: Array, count: int) -> tuple[float, ...]:
-    """``count`` of the values at equal steps, first and last included, rounded to 5 digits; all where there are no more."""
+    """``count`` of the values at equal steps, first and last included, rounded to 7 digits; all where there are no more."""
     places = np.unique(np.linspace(0, len(falling) - 1, min(count, len(falling))).round().astype(int))
-    return tuple(float(f"{falling[at]:.4e}") for at in places)
+    return tuple(float(f"{falling[at]:.6e}") for at in places)
 
 
 def _stable_rank(values: Sequence[Array]) -> float | None:

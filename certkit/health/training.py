@@ -23,12 +23,12 @@ MAX_STEP = 10**12
 
 
 class Line(BaseModel):
-    """What is read of one line of metrics.jsonl; it holds more."""
+    """What is read of one line of metrics.jsonl; it holds more. The last line may measure the weights after the last step."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
     step: Annotated[int, Field(ge=0, le=MAX_STEP)]
-    loss: float
+    loss: float | None = None
     spikes: Annotated[int, Field(ge=0, le=MAX_STEP)]
     validation_loss: float | None = None
     gradient_norm: Size | None = None
@@ -89,8 +89,9 @@ def lines_of(path: Path) -> list[Line]:
             raise ValueError("it is empty")
         if any(after.step <= before.step for before, after in pairwise(lines)):
             raise ValueError("its steps do not rise")
-        if all(line.gradient_norm is None for line in lines):
-            raise ValueError("no line holds a gradient_norm")
+        for name in ("loss", "gradient_norm"):
+            if all(getattr(line, name) is None for line in lines):
+                raise ValueError(f"no line holds a {name}")
         return lines
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -103,12 +104,12 @@ def lines_of(path: Path) -> list[Line]:
 
 def summed(lines: list[Line]) -> Steps:
     """The figures over all lines."""
-    losses = [line.loss for line in lines]
+    losses = [line.loss for line in lines if line.loss is not None]
     gradients = [line.gradient_norm for line in lines if line.gradient_norm is not None]
     norms = [norm for line in lines if (norm := line.largest_norm) is not None]
     return Steps(
         lines=len(lines),
-        steps=lines[-1].step + 1,
+        steps=max(line.step + 1 for line in lines if line.loss is not None),
         loss=losses[-1],
         largest_loss=max(losses),
         spikes=lines[-1].spikes,
@@ -132,7 +133,7 @@ def curves(lines: list[Line]) -> Curves:
     return Curves(
         every=every,
         step=tuple(group[-1].step for group in groups),
-        loss=tuple(max(line.loss for line in group) for group in groups),
+        loss=tuple(largest([line.loss for line in group]) for group in groups),
         validation_loss=tuple(last([line.validation_loss for line in group]) for group in groups),
         gradient_norm=tuple(largest([line.gradient_norm for line in group]) for group in groups),
         norm_over_cap=tuple(largest([line.largest_norm for line in group]) for group in groups),

@@ -23,6 +23,7 @@ from certkit.records.base import (
 from certkit.records.campaign import CampaignSummary, Check
 from certkit.records.certificate import Attention, Execution, WithoutLocal
 from certkit.records.crosscheck import CrossView
+from certkit.records.health import HealthView
 from certkit.records.pictures import Pictures
 
 
@@ -108,6 +109,7 @@ class Audit(Record):
     pictures: Pictures
     ledger: tuple[LedgerRow, ...]
     attention: Attention | None
+    health: HealthView | None = None
     crosscheck: CrossView | None
     checks: tuple[Check, ...]
     assumptions: tuple[str, ...]

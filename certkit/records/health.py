@@ -62,7 +62,7 @@ class Curves(Record):
 
     every: Annotated[int, Field(ge=1)]
     step: Annotated[tuple[Count, ...], Field(min_length=1, max_length=MAX_POINTS)]
-    loss: tuple[float, ...]
+    loss: tuple[float | None, ...]
     validation_loss: tuple[float | None, ...]
     gradient_norm: tuple[Size | None, ...]
     norm_over_cap: tuple[Size | None, ...]
@@ -102,7 +102,7 @@ class Spectrum(Record):
     """The singular values of one weight, measured in float64, beside the norm that is proved of it.
 
     ``matrices`` stand in it, such as one for each head, each ``shape``; ``values`` are quantiles of all their singular
-    values from the largest to the smallest, rounded to 5 digits; of a ``table`` that is looked up, of the lengths of its
+    values from the largest to the smallest, rounded to 7 digits; of a ``table`` that is looked up, of the lengths of its
     rows. ``proved`` bounds what the operator does: of a ``matrix`` the largest singular value of any, of a ``convolution``
     the operator's norm, which its kernel, reshaped to a matrix, does not have, of a ``table`` its longest row. ``cap`` is
     what training allowed, in the same units. ``at_cap`` is the share of values within a hundredth of the cap, or of
