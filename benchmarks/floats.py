@@ -19,12 +19,12 @@ import numpy as np
 import torch
 
 from benchmarks.common import commit
-from certkit.certified import certified_counts, certify_rows
+from certkit.certified import certified_counts
 from certkit.checkpoint import load_into, read
 from certkit.data import load
-from certkit.engine.certify import pair_matrix
+from certkit.engine.certify import proved_rows
 from certkit.engine.execute import centres
-from certkit.engine.floats import float_claim, float_radii
+from certkit.engine.floats import float_claim
 from certkit.engine.interpret import Interpreter
 from certkit.engine.kernels import deployed
 from certkit.engine.program import export
@@ -45,34 +45,27 @@ def measured(checkpoint: Path, name: str, norm: str, eps: list[str], limit: int 
     interpret = Interpreter(program)
     ledger = interpret(norm, data.box)
     logits = centres(program, data.images).numpy()
-    gain, error = pair_matrix(ledger), ledger.pairs.error.to_float()
-    exact = certify_rows(data.indices.numpy(), data.labels.numpy(), logits, gain, error)
-    wanted = radii(eps)
-
-    def counted(radius: np.ndarray) -> dict[str, int]:
-        return {e.text: int((exact.correct & (radius >= e.value)).sum()) for e in wanted}
-
+    wanted, own = radii(eps), {"index": data.indices.numpy(), "label": data.labels.numpy()}
     found: dict[str, Any] = {
         "subject": {"sha256": stored.sha256, "architecture": architecture},
         "data": data.record.model_dump(),
         "norm": norm,
-        "clean": int(exact.correct.sum()),
-        "exact": {
-            "certified": {at.eps.text: at.certified.count for at in certified_counts(exact, wanted)},
-            "pair_error": error,
-        },
     }
     for arithmetic, dtype in (("float64", torch.float64), ("float32", torch.float32)):
-        claim = float_claim(
-            program, ledger if arithmetic == "float64" else interpret(norm, data.box, arithmetic=arithmetic)
-        )
+        executing = interpret(norm, data.box, arithmetic=arithmetic)
+        claim = float_claim(program, executing)
         module = copy.deepcopy(model).to(dtype)
         with torch.no_grad(), deployed():
             computed = torch.cat([module(x.to(dtype)).double() for x in torch.split(data.images, 64)]).numpy()
-        radius = float_radii(claim, logits, gain, error)
-        assert bool((radius <= exact.radius).all())
+        rows = proved_rows(program, (ledger, executing), claim, data.images, logits, **own)
+        assert bool((rows.float_radius <= rows.radius).all())
+        found["clean"] = int(rows.correct.sum())
+        found["exact"] = {
+            "certified": {at.eps.text: at.certified.count for at in certified_counts(rows, wanted)},
+            "pair_error": ledger.pairs.error.to_float(),
+        }
         found[arithmetic] = {
-            "certified": counted(radius),
+            "certified": {e.text: int((rows.correct & (rows.float_radius >= e.value)).sum()) for e in wanted},
             "pair_error": claim.pair_error,
             "twice_the_largest_observed": 2 * float(np.abs(computed - logits).max()),
             "reasons": claim.reasons,

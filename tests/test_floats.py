@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from certkit.bounds.elementary import CHARGED, MEASURED, Figure
 from certkit.bounds.ledger import Ledger
 from certkit.bounds.rules import RULES
-from certkit.certified import radii
-from certkit.engine.certify import pair_matrix
+from certkit.certified import Certified, radii
+from certkit.engine.certify import pair_matrix, proved_rows
 from certkit.engine.execute import centres
-from certkit.engine.floats import FUNCTIONS, PEAKS, FloatClaim, float_claim, float_radii, running
+from certkit.engine.floats import FUNCTIONS, PEAKS, FloatClaim, float_claim, running
 from certkit.engine.interpret import Interpreter
 from certkit.engine.kernels import COVERED, DIFFERENCE, UNCOVERED, deployed
 from certkit.engine.program import Program, export, operator_name
@@ -351,7 +351,6 @@ def test_there_is_no_claim_in_float32_and_a_reason(name: str) -> None:
     claim = claim_of(module, shape, box=box)
     assert claim.reasons == (reason,)
     assert (claim.holds, claim.pair_error) == (False, None)
-    assert not float_radii(claim, np.array([[3.0, 0.0]]), np.ones((2, 2)), 0.0).any()
 
 
 @pytest.mark.parametrize("name", [n for n in REFUSED if n not in ("group norm", "an exponential below its threshold")])
@@ -505,14 +504,33 @@ def test_threads_that_flush_subnormal_numbers_are_refused() -> None:
 # --- Radii ------------------------------------------------------------------------------------------------------------
 
 
+def rows_of(
+    program: Program, x: Tensor, box: tuple[float, float], arithmetic: str = "float32"
+) -> tuple[FloatClaim, Certified]:
+    """The claim about an execution of a program, and what certkit certifies of some samples, each labelled as it is seen."""
+    ledgers = tuple(ledger_of(program, box, name) for name in ("float64", arithmetic))
+    claim, logits = float_claim(program, ledgers[1]), centres(program, x).numpy()
+    return claim, proved_rows(program, ledgers, claim, x, logits, index=np.arange(len(x)), label=logits.argmax(1))
+
+
 def test_radii_of_the_float_claim_take_both_errors_off_and_never_exceed_the_exact_ones() -> None:
-    rng = np.random.default_rng(0)
-    logits, gain = rng.standard_normal((200, 4)), rng.random((4, 4)) + 0.5
-    claim = FloatClaim("float32", 0.25, (), ())
-    found = float_radii(claim, logits, gain, 1e-3)
-    assert np.array_equal(found, radii(logits, gain, 0.251))
-    assert (found <= radii(logits, gain, 1e-3)).all()
-    assert 0 < (found == 0).sum() < 200
+    program = export(biased(1e4), (64,))
+    claim, rows = rows_of(program, digits(), (0.0, 1.0))
+    ledger = ledger_of(program, (0.0, 1.0), "float64")
+    assert claim.pair_error is not None
+    least = radii(rows.logits, pair_matrix(ledger), ledger.pairs.error.to_float() + claim.pair_error * (1 + 1e-12))
+    assert (least <= rows.float_radius).all()
+    assert (rows.float_radius < rows.radius).all()
+    assert 0 < (rows.float_radius == 0).sum() < len(rows.label)
+
+
+@pytest.mark.parametrize("name", ["group norm", "weights of float64"])
+def test_without_a_claim_no_sample_has_a_radius_of_the_execution(name: str) -> None:
+    build, box, _ = REFUSED[name]
+    module, shape = build()
+    claim, rows = rows_of(export(module, shape), torch.rand(5, *shape), box)
+    assert not claim.holds
+    assert not rows.float_radius.any()
 
 
 # --- Networks that float arithmetic breaks: Murray 2026, arXiv 2603.13334 ---------------------------------------------
@@ -542,36 +560,28 @@ def digits() -> Tensor:
 def test_murray_networks_biased_at_the_end_are_certified_exactly_and_never_in_float32(bias: float) -> None:
     module, x = biased(bias), digits()
     program = export(module, (64,))
-    exact = ledger_of(program, (0.0, 1.0), "float64")
-    logits, gain, error = centres(program, x).numpy(), pair_matrix(exact), exact.pairs.error.to_float()
-    proved = radii(logits, gain, error)
+    claim, rows = rows_of(program, x, (0.0, 1.0))
     with torch.no_grad(), deployed():
         computed = module(x)
     top = computed.max(1, keepdim=True).values
-    wrong = (computed == top)[torch.arange(len(x)), torch.from_numpy(logits.argmax(1))] & (
-        (computed == top).sum(1) == 1
-    )
+    right = (computed == top)[torch.arange(len(x)), torch.from_numpy(rows.predicted)] & ((computed == top).sum(1) == 1)
     # What the exact claim certifies and float32 does not classify alike, a tie among it: the counterexamples.
-    counterexamples = ~wrong.numpy() & (proved > 0)
+    counterexamples = ~right.numpy() & (rows.radius > 0)
     assert counterexamples.sum() >= 20
-    claim = float_claim(program, ledger_of(program, (0.0, 1.0), "float32"))
     assert claim.holds
-    single = float_radii(claim, logits, gain, error)
-    assert not single[counterexamples].any()
-    double = float_radii(float_claim(program, exact), logits, gain, error)
-    assert (double[counterexamples] > 0.9 * proved[counterexamples]).all()
+    assert not rows.float_radius[counterexamples].any()
+    _, double = rows_of(program, x, (0.0, 1.0), "float64")
+    assert (double.float_radius[counterexamples] > 0.9 * rows.radius[counterexamples]).all()
 
 
 def test_murray_a_bias_that_makes_float64_tie_leaves_nothing_in_any_claim() -> None:
     module, x = biased(1e17), digits()
     program = export(module, (64,))
-    exact = ledger_of(program, (0.0, 1.0), "float64")
-    logits, gain, error = centres(program, x).numpy(), pair_matrix(exact), exact.pairs.error.to_float()
-    assert (logits == logits[:, :1]).all()
     for arithmetic in ("float64", "float32"):
-        claim = float_claim(program, ledger_of(program, (0.0, 1.0), arithmetic))
-        assert not float_radii(claim, logits, gain, error).any()
-    assert not radii(logits, gain, error).any()
+        _, rows = rows_of(program, x, (0.0, 1.0), arithmetic)
+        assert (rows.logits == rows.logits[:, :1]).all()
+        assert not rows.radius.any()
+        assert not rows.float_radius.any()
 
 
 def test_murray_a_point_just_inside_its_exact_radius_flips_in_float32_and_has_no_float32_radius() -> None:
@@ -586,28 +596,21 @@ def test_murray_a_point_just_inside_its_exact_radius_flips_in_float32_and_has_no
         x.double() - ((x.double() @ normal) / (normal @ normal))[:, None] * normal
     )  # on the boundary, then rounded off it
     x = on.float()
-    exact = ledger_of(program, (-4.0, 4.0), "float64")
-    logits, gain, error = centres(program, x).numpy(), pair_matrix(exact), exact.pairs.error.to_float()
-    proved = radii(logits, gain, error)
+    claim, rows = rows_of(program, x, (-4.0, 4.0))
     with torch.no_grad(), deployed():
         computed = module(x)
-    flipped = (
-        (computed[:, 0] - computed[:, 1]).sign().double() != torch.from_numpy(np.sign(logits[:, 0] - logits[:, 1]))
-    ).numpy()
-    assert (flipped & (proved > 0)).sum() >= 20
-    claim = float_claim(program, ledger_of(program, (-4.0, 4.0), "float32"))
+    lead, seen = rows.logits[:, 0] - rows.logits[:, 1], (computed[:, 0] - computed[:, 1]).numpy()
+    flipped = np.sign(lead) != np.sign(seen)
+    assert (flipped & (rows.radius > 0)).sum() >= 20
     assert claim.holds
-    assert not float_radii(claim, logits, gain, error)[flipped].any()
+    assert not rows.float_radius[flipped].any()
 
 
 def test_no_attack_in_float32_succeeds_inside_a_float32_radius() -> None:
     module, x = biased(1e3), digits()
     program = export(module, (64,))
-    exact = ledger_of(program, (0.0, 1.0), "float64")
-    logits, gain, error = centres(program, x).numpy(), pair_matrix(exact), exact.pairs.error.to_float()
-    claim = float_claim(program, ledger_of(program, (0.0, 1.0), "float32"))
-    radius = torch.from_numpy(float_radii(claim, logits, gain, error))
-    top = torch.from_numpy(logits.argmax(1))
+    _, rows = rows_of(program, x, (0.0, 1.0))
+    radius, top = torch.from_numpy(rows.float_radius), torch.from_numpy(rows.predicted)
     assert int((radius > 0.05).sum()) >= 100
     moved = x.double()
     for _ in range(15):

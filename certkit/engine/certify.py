@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from certkit.bounds.ledger import Ledger, to_json
 from certkit.certified import (
+    Certified,
     certified_counts,
     certify_rows,
     executed,
@@ -27,7 +28,7 @@ from certkit.checkpoint import subject_of
 from certkit.data import Dataset
 from certkit.engine.agreement import agreement_of, logits_of
 from certkit.engine.execute import attention_nodes, attention_statistics, centres
-from certkit.engine.floats import float_claim
+from certkit.engine.floats import FloatClaim, float_claim
 from certkit.engine.interpret import Interpreter
 from certkit.engine.local import local_radii, measure
 from certkit.engine.program import Program, export
@@ -79,21 +80,15 @@ def certify(
         logits = logits_of(program, data)
         deployed = interpret(norm, data.box, arithmetic=program.arithmetic)
         agreement = agreement_of(model, program, ledger, deployed, data, logits)
-        gain, error = pair_matrix(ledger), ledger.pairs.error.to_float()
         claim = float_claim(program, deployed)
-        centre = measure(program, ledger, data.images)
-        local, executing = (
-            local_radii(program, ledger, data.images, logits, deployed=other, centre=centre)
-            for other in (None, deployed if claim.holds else None)
-        )
-        table = certify_rows(
-            data.indices.numpy(),
-            data.labels.numpy(),
+        table = proved_rows(
+            program,
+            (ledger, deployed),
+            claim,
+            data.images,
             logits,
-            gain,
-            error,
-            local=local.radius,
-            execution=None if executing is None else executing.radius,
+            index=data.indices.numpy(),
+            label=data.labels.numpy(),
         )
         clean, certified = rate(int(table.correct.sum()), len(logits)), certified_counts(table, threat.eps)
         attention = _attention(program, interpret, threat, data, clean, certified)
@@ -107,8 +102,8 @@ def certify(
         data=data.record,
         clean=clean,
         certified=certified,
-        pair_gain=tuple(tuple(float(g) for g in row) for row in gain),
-        pair_error=error,
+        pair_gain=tuple(tuple(float(g) for g in row) for row in pair_matrix(ledger)),
+        pair_error=ledger.pairs.error.to_float(),
         median_radius=median_radius(table),
         without_local=without_local(table, threat.eps),
         execution=executed(
@@ -130,6 +125,39 @@ def certify(
     )
     save(certificate, out / "certificate.json")
     return certificate
+
+
+def proved_rows(
+    program: Program,
+    ledgers: tuple[Ledger, Ledger],
+    claim: FloatClaim,
+    images: Tensor,
+    logits: NDArray[np.float64],
+    *,
+    index: NDArray[np.int64],
+    label: NDArray[np.int64],
+) -> Certified:
+    """The certified table of images (N, ...) with float64 logits (N, classes), their own balls included.
+
+    ``ledgers`` are the program's on the box: in the centres' float64, and in the arithmetic that ``claim`` is about. Where
+    the claim does not hold, no ``float_radius`` is above 0. Raises Refusal for an image outside the box, and for a gain
+    beyond float64.
+    """
+    ledger, deployed = ledgers
+    gain, centre = pair_matrix(ledger), measure(program, ledger, images)
+
+    def radius(arithmetic: Ledger | None) -> NDArray[np.float64]:
+        return local_radii(program, ledger, images, logits, deployed=arithmetic, centre=centre).radius
+
+    return certify_rows(
+        index,
+        label,
+        logits,
+        gain,
+        ledger.pairs.error.to_float(),
+        local=radius(None),
+        execution=radius(deployed) if claim.holds else None,
+    )
 
 
 def pair_matrix(ledger: Ledger) -> NDArray[np.float64]:

@@ -17,9 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.fx import Node
 
 from certkit.bounds.bound import Bound
@@ -28,7 +26,6 @@ from certkit.bounds.ledger import Ledger, Step
 from certkit.bounds.number import ONE, SMALLEST, UNIT_ROUNDOFF, Up, most
 from certkit.bounds.rules import RULES
 from certkit.bounds.rules.pointwise import ELEMENTARY_ULPS
-from certkit.certified import radii
 from certkit.engine.execute import MASKING, aten
 from certkit.engine.kernels import COVERED, MOVES, PINNED, UNCOVERED
 from certkit.engine.program import Program, module_path, operator_name
@@ -82,19 +79,6 @@ def float_claim(program: Program, ledger: Ledger) -> FloatClaim:
         reasons=tuple(dict.fromkeys(reasons)),
         assumptions=tuple(assumptions(ledger, folded(program, arithmetic), running())),
     )
-
-
-def float_radii(
-    claim: FloatClaim, logits: NDArray[np.float64], pair_gain: NDArray[np.float64], centre_error: float
-) -> NDArray[np.float64]:
-    """The largest radius at which the float execution is proved to keep each sample's top class; 0 where none is.
-
-    As ``certified.radii``, with the error of the centre and that of the execution on the ball taken off the margin; never
-    more than the radius of the exact claim. ``centre_error`` is the pair error of the float64 centre.
-    """
-    if claim.pair_error is None:
-        return np.zeros(len(logits))
-    return radii(logits, pair_gain, (Up.of(centre_error) + Up.of(claim.pair_error)).to_float())
 
 
 # --- Reasons against a claim ------------------------------------------------------------------------------------------
