@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from certkit.bounds.elementary import MEASURED, Build
 from certkit.bounds.ledger import Ledger, Matrix, Step, checked, from_json, to_json
 from certkit.bounds.number import Up
-from certkit.campaign import load_campaign
 from certkit.certified import Certified, certify_rows
 from certkit.checkpoint import subject_of
 from certkit.crosscheck.view import NAME as CROSSCHECK
@@ -28,26 +30,20 @@ from certkit.crosscheck.view import load_crosscheck, too_steep
 from certkit.data import Dataset
 from certkit.engine.certify import pair_matrix
 from certkit.engine.execute import centres
-from certkit.engine.floats import float_claim
+from certkit.engine.floats import assumptions, float_claim, folded
 from certkit.engine.interpret import Interpreter
 from certkit.engine.local import local_radii
 from certkit.engine.program import Program, export
 from certkit.errors import CheckpointError, ConfigError, DataError, Tampered, one_line
-from certkit.files import digest_file, load
+from certkit.files import digest_file
+from certkit.folder import DIGITS, Findings, Statement, beside, stated
 from certkit.machine import pinned
 from certkit.proof import load_certificate
-from certkit.records import Audit, Certificate, Record, Sha256, Subject
-from certkit.shards import shards_digest
+from certkit.records import Certificate, Record, Sha256, Subject
 
 SAMPLES = 16
-DIGITS = 1e-9  # two BLAS libraries sum in another order: logits and radii are compared to so many digits
-
-
-class Statement(Record):
-    """One thing that was checked, or was not: ``how`` says by what, or why not."""
-
-    what: str
-    how: str
+ELSEWHERE = Build("*", "*")  # a torch and a machine that nobody measured
+UNNAMED, NAMED = "torch * with *", r"torch [\w.+-]+ with [\w ]+"
 
 
 class Verification(Record):
@@ -80,15 +76,20 @@ def verify(
     directory = Path(directory)
     if samples < 1 or (seed is not None and seed < 0):
         raise ConfigError(f"samples must be 1 or more and seed 0 or more, got {samples} and {seed}")
+    audit = stated(directory)
     certificate, table, ledger = load_certificate(directory)
     deployed = checked(certificate.execution_ledger)
-    found = _Findings()
+    found = Findings()
     found.verified(
         "certified.parquet", "sha256 as stated; margins, global radii and counts follow from logits and ledger"
     )
     steps = len(ledger.steps) + len(deployed.steps)
     found.verified("ledgers", f"{steps} steps derived again from their evidence, no difference")
-    _beside(directory, certificate, table, found)
+    _assumes(certificate, deployed)
+    if model is not None:
+        subject = subject or subject_of(model)
+        _same_subject(certificate, subject, found)
+    beside(directory, certificate, table, audit, found, model=model, subject=subject, data=data)
     if (cross := load_crosscheck(directory, certificate, table, ledger)) is not None:
         found.verified(CROSSCHECK, "speaks of this certificate; its counts are those of its samples")
         how = "slopes, auto_LiRPA's bounds and draws are as stated; certkit crosscheck comes to them again"
@@ -99,10 +100,10 @@ def verify(
         found.open("evidence", "norms and other measurements are as stated: give --checkpoint to measure them again")
         found.open("logits and local radii", "need the checkpoint")
     else:
-        _same_subject(certificate, subject or subject_of(model), found)
         with pinned(min(max(certificate.environment.threads, 1), os.cpu_count() or 1)):
             fresh = _Fresh(certificate, model)
             fresh.compare(ledger, deployed, found)
+            fresh.claims()
             if data is None:
                 found.open("logits and local radii", "need the samples: give --data")
             else:
@@ -125,74 +126,27 @@ def verify(
     )
 
 
+def _assumes(certificate: Certificate, deployed: Ledger, computed: Sequence[str] = ()) -> None:
+    """Raises Tampered unless the claim about the execution names all that its ledger says it rests on.
+
+    Which functions were measured is told of the machine that certified: the wording for any that certkit knows will do, and
+    the one for a machine that it does not know. What is named beyond that weakens the claim, and is no forgery.
+    """
+    for here in (*MEASURED, ELSEWHERE):
+        texts = (re.escape(text).replace(re.escape(UNNAMED), NAMED) for text in assumptions(deployed, computed, here))
+        if all(any(re.fullmatch(text, one) for one in certificate.execution.assumptions) for text in texts):
+            return
+    raise Tampered(
+        "certificate.json: execution.assumptions leaves out what the claim rests on by its ledger; certify again"
+    )
+
+
 def allowance(ledger: Ledger, deployed: Ledger) -> float:
     """How far a logit of the module may be from one of the graph, each off by its own rounding."""
     return deployed.pairs.error.to_float() / 2 + ledger.pairs.error.to_float() / 2
 
 
-class _Findings:
-    """What was found so far, in order."""
-
-    def __init__(self) -> None:
-        self.yes: list[Statement] = []
-        self.no: list[Statement] = []
-
-    def verified(self, what: str, how: str) -> None:
-        self.yes.append(Statement(what=what, how=how))
-
-    def open(self, what: str, how: str) -> None:
-        self.no.append(Statement(what=what, how=how))
-
-
-def _beside(directory: Path, certificate: Certificate, table: Certified, found: _Findings) -> None:
-    """Campaign and audit, where they stand beside the certificate."""
-    if (directory / "campaign").exists():
-        campaign = load_campaign(directory)
-        if campaign.plan.subject.sha256 != certificate.subject.sha256:
-            raise Tampered("campaign/plan.json: attacked another checkpoint than certificate.json is for; attack again")
-        found.verified("campaign", "every shard is whole and belongs to the plan; checks belong to the shards")
-        found.open("attacks", "distances are as the campaign measured them; certkit replay runs examples again")
-    path = directory / "audit.json"
-    if not path.is_file():
-        return
-    audit = load(Audit, path)
-    for name in SHARED:
-        if getattr(audit, name) != getattr(certificate, name):
-            raise Tampered(f"audit.json: {name} is not that of certificate.json; run certkit report again")
-    if tuple((point.eps, point.certified) for point in audit.curve) != tuple(
-        (point.eps, point.certified) for point in certificate.certified
-    ):
-        raise Tampered("audit.json: its curve is not that of certificate.json; run certkit report again")
-    stated = {"index": table.index, "label": table.label, "predicted": table.predicted, "margin": table.margin}
-    stated["radius"] = np.where(table.correct, table.radius, 0.0)
-    for name, column in stated.items():
-        if [getattr(sample, name) for sample in audit.samples] != column.tolist():
-            raise Tampered(f"audit.json: a {name} is not that of {certificate.table.name}; run certkit report again")
-    files = (*audit.files, *audit.provenance.files)
-    if missing := {"certificate.json", certificate.table.name} - {file.name for file in files}:
-        raise Tampered(f"audit.json: gives no sha256 of {min(missing)}; run certkit report again")
-    for file in files:
-        if _sha256(directory, file.name) != file.sha256:
-            raise Tampered(f"{one_line(file.name)}: is missing or was changed after audit.json was written")
-    found.verified("audit.json", f"speaks of this certificate; sha256 of {len(files)} files as stated")
-    found.open("verdict", f"{audit.verdict} is as stated in audit.json; certkit report comes to it again")
-
-
-SHARED = (
-    "subject", "data", "threat", "input_shape", "claim", "clean", "median_radius", "without_local", "execution", "attention",
-    "assumptions", "environment",
-)  # fmt: skip
-SHARDS = "campaign/shards"  # a folder, whose files share one digest
-
-
-def _sha256(directory: Path, name: str) -> str | None:
-    """The digest that an audit gives of a file, or of all shards; None where there is none."""
-    if name != SHARDS:
-        return digest_file(directory / name) if (directory / name).is_file() else None
-    return shards_digest(directory / SHARDS)
-
-
-def _same_subject(certificate: Certificate, subject: Subject, found: _Findings) -> None:
+def _same_subject(certificate: Certificate, subject: Subject, found: Findings) -> None:
     if subject.sha256 != certificate.subject.sha256:
         raise CheckpointError(
             f"the checkpoint has sha256 {subject.sha256[:12]}…, the certificate is for {certificate.subject.sha256[:12]}…; "
@@ -205,7 +159,7 @@ def _same_subject(certificate: Certificate, subject: Subject, found: _Findings) 
     found.verified("checkpoint", f"sha256 {subject.sha256}")
 
 
-def _same_data(certificate: Certificate, table: Certified, data: Dataset, found: _Findings) -> None:
+def _same_data(certificate: Certificate, table: Certified, data: Dataset, found: Findings) -> None:
     record = certificate.data
     if data.record.sha256 != record.sha256 or data.record.classes != record.classes:
         raise DataError(
@@ -235,22 +189,35 @@ class _Fresh:
         norm, box = certificate.threat.norm, certificate.threat.box
         self.ledger = interpret(norm, box)
         self.deployed = interpret(norm, box, arithmetic=self.program.arithmetic)
+        self.claim = float_claim(self.program, self.deployed)
+
+    def claims(self) -> None:
+        """Raises Tampered where more is claimed of the execution than can be, or less is said of what it rests on."""
+        execution = self.certificate.execution
+        if execution.pair_error is not None and not self.claim.holds:
+            raise Tampered(
+                f"certificate.json: it claims what its program's execution cannot be claimed to do: {self.claim.reasons[0]}"
+                f"{self.elsewhere('')}"
+            )
+        if execution.pair_error is None and execution.reasons != self.claim.reasons:
+            raise Tampered(
+                f"certificate.json: execution.reasons is not what this network gives{self.elsewhere('; certify again')}"
+            )
+        _assumes(self.certificate, self.deployed, folded(self.program, self.deployed.arithmetic))
 
     def elsewhere(self, otherwise: str) -> str:
         """What a difference may come from: the torch that made the certificate, or else what to do."""
         made = self.certificate.environment.torch
         return otherwise if made == torch.__version__ else f" (made with torch {made}, this is {torch.__version__})"
 
-    def compare(self, ledger: Ledger, deployed: Ledger, found: _Findings) -> None:
+    def compare(self, ledger: Ledger, deployed: Ledger, found: Findings) -> None:
         """Raises Tampered unless each ledger is of this graph and states no evidence below what is measured here."""
         found.verified("graph", f"exported again, program_sha256 {self.program.sha256}")
-        for name, stated, fresh in (("ledger", ledger, self.ledger), ("execution_ledger", deployed, self.deployed)):
-            numbers = _no_less(name, stated, from_json(json.loads(json.dumps(to_json(fresh)))), self.elsewhere(""))
+        for name, claimed, fresh in (("ledger", ledger, self.ledger), ("execution_ledger", deployed, self.deployed)):
+            numbers = _no_less(name, claimed, from_json(json.loads(json.dumps(to_json(fresh)))), self.elsewhere(""))
             found.verified(name, f"{numbers} measurements made again from the weights: none was stated too small")
 
-    def rows(
-        self, model: nn.Module, table: Certified, data: Dataset, rows: NDArray[np.int64], found: _Findings
-    ) -> None:
+    def rows(self, model: nn.Module, table: Certified, data: Dataset, rows: NDArray[np.int64], found: Findings) -> None:
         """Logits and radii of some samples, from their images. Raises Tampered for one that is not as stated."""
         images = data.images[torch.from_numpy(rows)]
         logits = centres(self.program, images).numpy()
@@ -289,15 +256,9 @@ class _Fresh:
         rows: NDArray[np.int64],
     ) -> Certified:
         """The rows of the table as they are proved here, local certificates and the float execution included."""
-        claim = float_claim(self.program, self.deployed)
-        if self.certificate.execution.pair_error is not None and not claim.holds:
-            raise Tampered(
-                f"certificate.json: it claims what its program's execution cannot be claimed to do: {claim.reasons[0]}"
-                f"{self.elsewhere('')}"
-            )
         local = local_radii(self.program, self.ledger, images, logits)
         executing = None
-        if claim.holds:
+        if self.claim.holds:
             executing = local_radii(self.program, self.ledger, images, logits, deployed=self.deployed)
         return certify_rows(
             table.index[rows],

@@ -18,12 +18,14 @@ from torch import nn
 
 import certkit
 from certkit import certified
+from certkit.bounds.elementary import MEASURED, Build
 from certkit.bounds.ledger import Ledger, checked, from_json, pair_gains, to_json
 from certkit.bounds.ledger import main as derive_again
 from certkit.bounds.number import Up
 from certkit.certified import certified_counts, certify_rows, executed, median_radius, without_local
 from certkit.cli import main
-from certkit.errors import CheckpointError, ConfigError, DataError, RuleViolation, Tampered
+from certkit.engine.floats import assumptions, running
+from certkit.errors import CheckpointError, ConfigError, DataError, RecordError, RuleViolation, Tampered
 from certkit.files import digest_file, load, save
 from certkit.records import Certificate
 from certkit.verification import Verification, verify
@@ -114,7 +116,7 @@ def in_float64(folder: Path) -> None:
     error = exact.pairs.error.to_float()
     rows = replace(table, float_radius=table.radius)
     certified.write(rows, folder / stated.table.name)
-    told = {"arithmetic": "float64", "pair_error": error, "reasons": (), "assumptions": ()}
+    told = {"arithmetic": "float64", "pair_error": error, "reasons": (), "assumptions": resting(exact)}
     made = stated.model_copy(
         update={
             "execution_ledger": stated.ledger,
@@ -123,6 +125,11 @@ def in_float64(folder: Path) -> None:
         }
     )
     save(made, folder / "certificate.json")
+
+
+def resting(ledger: Ledger) -> tuple[str, ...]:
+    """What a claim about the execution of this ledger's program says that it rests on, on this machine."""
+    return tuple(assumptions(ledger, (), running()))
 
 
 def lowered(evidence: dict[str, Up]) -> None:
@@ -139,16 +146,20 @@ def test_an_honest_certificate_is_proved_again(folder: Path) -> None:
         "certified.parquet", "ledgers", "checkpoint", "graph", "ledger", "execution_ledger", "samples", "logits and radii",
         "agreement",
     ]  # fmt: skip
-    assert {statement.what for statement in found.not_verified} == {"assumption", "other logits and local radii"}
+    assert {one.what for one in found.not_verified} == {"audit.json", "assumption", "other logits and local radii"}
     whole = verify(folder, model=model(), data=samples(), samples=24)
-    assert {statement.what for statement in whole.not_verified} == {"assumption"}
+    assert {statement.what for statement in whole.not_verified} == {"audit.json", "assumption"}
     assert found.certificate == digest_file(folder / "certificate.json")
 
 
 def test_without_the_checkpoint_the_evidence_is_named_as_open(folder: Path) -> None:
     found = verify(folder)
     assert what(found) == ["certified.parquet", "ledgers"]
-    assert [statement.what for statement in found.not_verified][:2] == ["evidence", "logits and local radii"]
+    assert [statement.what for statement in found.not_verified][:3] == [
+        "audit.json",
+        "evidence",
+        "logits and local radii",
+    ]
 
 
 def test_without_the_samples_the_logits_are_named_as_open(folder: Path) -> None:
@@ -195,8 +206,9 @@ def test_a_program_without_a_claim_about_its_execution_is_not_given_one(tmp_path
     table = certified.read(tmp_path / stated.table.name)
     rows = replace(table, float_radius=table.radius)
     certified.write(rows, tmp_path / stated.table.name)
-    error = checked(stated.execution_ledger).pairs.error.to_float()
-    told = {"arithmetic": "float32", "pair_error": error, "reasons": (), "assumptions": ()}
+    deployed = checked(stated.execution_ledger)
+    error = deployed.pairs.error.to_float()
+    told = {"arithmetic": "float32", "pair_error": error, "reasons": (), "assumptions": resting(deployed)}
     made = stated.model_copy(
         update={
             "execution": executed(rows, stated.threat.eps, **told),  # type: ignore[arg-type]
@@ -289,7 +301,10 @@ def test_logits_of_another_network_are_caught(folder: Path) -> None:
     stated = load(Certificate, folder / "certificate.json")
     gain = np.array(stated.pair_gain)
     rows = certified.read(folder / stated.table.name)
-    other = certify_rows(rows.index, rows.label, rows.logits * 2, gain, stated.pair_error)
+    assert stated.execution.pair_error is not None
+    both = (Up.of(stated.pair_error) + Up.of(stated.execution.pair_error)).to_float()
+    executing = certified.radii(rows.logits * 2, gain, both)
+    other = certify_rows(rows.index, rows.label, rows.logits * 2, gain, stated.pair_error, execution=executing)
     certified.write(other, folder / stated.table.name)
     eps, told = stated.threat.eps, stated.execution
     save(
@@ -300,7 +315,8 @@ def test_logits_of_another_network_are_caught(folder: Path) -> None:
                 "median_radius": median_radius(other),
                 "without_local": without_local(other, eps),
                 "execution": executed(
-                    other, eps, arithmetic=told.arithmetic, pair_error=None, reasons=("none",), assumptions=()
+                    other, eps, arithmetic=told.arithmetic, pair_error=told.pair_error, reasons=(),
+                    assumptions=told.assumptions,
                 ),
                 "table": stated.table.model_copy(update={"sha256": digest_file(folder / stated.table.name)}),
             }
@@ -326,6 +342,52 @@ def restated(folder: Path, **changes: dict[str, Any]) -> None:
     stated = load(Certificate, folder / "certificate.json")
     parts = {name: getattr(stated, name).model_copy(update=entries) for name, entries in changes.items()}
     save(stated.model_copy(update=parts), folder / "certificate.json")
+
+
+@pytest.mark.parametrize("left", [0, 1, -1], ids=["none", "one", "all but one"])
+def test_what_the_execution_rests_on_cannot_be_left_out(folder: Path, left: int) -> None:
+    told = load(Certificate, folder / "certificate.json").execution.assumptions
+    assert len(told) > 1
+    restated(folder, execution={"assumptions": told[:left]})
+    with pytest.raises(Tampered) as caught:
+        verify(folder)
+    assert str(caught.value) == (
+        "certificate.json: execution.assumptions leaves out what the claim rests on by its ledger; certify again"
+    )
+
+
+def test_what_every_certificate_rests_on_cannot_be_left_out(folder: Path) -> None:
+    stated = load(Certificate, folder / "certificate.json")
+    save(stated.model_copy(update={"assumptions": stated.assumptions[:1]}), folder / "certificate.json")
+    with pytest.raises(Tampered) as caught:
+        verify(folder)
+    assert str(caught.value) == (
+        "certificate.json: assumptions is not what the samples and the ledger give; certify again"
+    )
+
+
+def test_functions_that_were_not_measured_on_a_machine_are_told_in_its_own_name(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).eval()
+    certkit.certify(net, samples(), eps=["0.01"], out=tmp_path)
+    deployed = checked(load(Certificate, tmp_path / "certificate.json").execution_ledger)
+    for build in (Build("2.99.1+cu130", "NO AVX"), *MEASURED):
+        restated(tmp_path, execution={"assumptions": tuple(assumptions(deployed, (), build))})
+        verify(tmp_path, model=net)
+    restated(tmp_path, execution={"assumptions": (*assumptions(deployed, (), running()), "and the moon is full")})
+    verify(tmp_path, model=net)
+    restated(tmp_path, execution={"assumptions": tuple(assumptions(deployed, (), running()))[:2]})
+    with pytest.raises(Tampered, match="leaves out what the claim rests on"):
+        verify(tmp_path)
+
+
+def test_why_nothing_is_claimed_of_the_execution_is_the_networks_own_reason(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.GroupNorm(1, 1, eps=0.1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    certkit.certify(net, samples(), eps=["0.01"], out=tmp_path)
+    restated(tmp_path, execution={"reasons": ("the moon is full",)})
+    verify(tmp_path)
+    with pytest.raises(Tampered) as caught:
+        verify(tmp_path, model=net)
+    assert str(caught.value) == ("certificate.json: execution.reasons is not what this network gives; certify again")
 
 
 def test_a_number_of_parameters_that_is_not_the_checkpoints_is_caught(folder: Path) -> None:
@@ -386,33 +448,48 @@ def audit(attacked: Path, tmp_path: Path) -> Path:
 def test_an_honest_audit_is_verified_with_its_campaign(audit: Path) -> None:
     found = verify(audit, model=model(), data=samples())
     assert {"campaign", "audit.json"} <= {*what(found)}
-    assert "verdict" in [statement.what for statement in found.not_verified]
 
 
 FORGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "median": (
         lambda value: value.update(median_radius=value["median_radius"] + 1.0),
-        "audit.json: median_radius is not that of certificate.json; run certkit report again",
+        "audit.json: median_radius is not what the files beside it give; run certkit report again, and compare",
     ),
     "execution": (
         lambda value: value["execution"].update(median_radius=value["execution"]["median_radius"] + 1.0),
-        "audit.json: execution is not that of certificate.json; run certkit report again",
+        "audit.json: execution is not what the files beside it give; run certkit report again, and compare",
     ),
     "assumptions": (
         lambda value: value.update(assumptions=[]),
-        "audit.json: assumptions is not that of certificate.json; run certkit report again",
+        "audit.json: assumptions is not what the files beside it give; run certkit report again, and compare",
     ),
     "curve": (
         lambda value: value["curve"].pop(),
-        "audit.json: its curve is not that of certificate.json; run certkit report again",
+        "audit.json: curve is not what the files beside it give; run certkit report again, and compare",
     ),
     "a sample": (
         lambda value: value["samples"][3].update(radius=9.0),
-        "audit.json: a radius is not that of certified.parquet; run certkit report again",
+        "audit.json: samples is not what the files beside it give; run certkit report again, and compare",
+    ),
+    "the verdict": (
+        lambda value: value.update(verdict="INCONCLUSIVE"),
+        "audit.json: verdict is not what the files beside it give; run certkit report again, and compare",
+    ),
+    "the statement": (
+        lambda value: value.update(statement="This network is certified robust."),
+        "audit.json: statement is not what the files beside it give; run certkit report again, and compare",
+    ),
+    "the limits": (
+        lambda value: value.update(limits=[]),
+        "audit.json: limits is not what the files beside it give; run certkit report again, and compare",
+    ),
+    "a check": (
+        lambda value: value["checks"][0].update(figure="all is well"),
+        "audit.json: checks is not what the files beside it give; run certkit report again, and compare",
     ),
     "no digest": (
         lambda value: value["provenance"].update(files=[]),
-        "audit.json: gives no sha256 of certificate.json; run certkit report again",
+        "audit.json: provenance is not what the files beside it give; run certkit report again, and compare",
     ),
 }
 
@@ -428,12 +505,34 @@ def test_an_audit_that_says_other_than_its_certificate_is_refused(audit: Path, n
     assert str(caught.value) == message
 
 
+def test_an_audit_of_another_version_is_not_measured_by_the_words_of_this_one(audit: Path) -> None:
+    value = json.loads((audit / "audit.json").read_text())
+    value["environment"]["certkit"] = "0.0.9"
+    (audit / "audit.json").write_text(json.dumps(value))
+    with pytest.raises(RecordError) as caught:
+        verify(audit)
+    assert str(caught.value) == (
+        f"audit.json: made by certkit 0.0.9, and this is {certkit.__version__}, which may word and draw it otherwise; verify it "
+        "with that version, or run certkit report again, and compare"
+    )
+
+
+def test_the_same_audit_in_other_words_is_not_the_file_that_was_written(audit: Path) -> None:
+    value = json.loads((audit / "audit.json").read_text())
+    (audit / "audit.json").write_text(json.dumps(value))
+    with pytest.raises(Tampered, match=r"^audit\.json: says what it must, but not as certkit writes it; run certkit"):
+        verify(audit)
+
+
 def test_shards_that_changed_after_the_audit_are_missed(audit: Path) -> None:
     shards = audit / "campaign" / "shards"
     shutil.copy(next(shards.glob("*.parquet")), shards / f"{'0' * 64}.parquet")
     with pytest.raises(Tampered) as caught:
         verify(audit)
-    assert str(caught.value) == "campaign/shards: is missing or was changed after audit.json was written"
+    assert str(caught.value) == (
+        f"campaign/shards/{'0' * 64}.parquet: is no part of the campaign that audit.json was made from; "
+        "run certkit report again, and compare"
+    )
 
 
 def test_the_command_says_what_was_verified_and_what_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

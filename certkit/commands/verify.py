@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from certkit.data import Dataset
     from certkit.verification import Verification
 
+EMBEDDED = "digits"
+
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
@@ -25,14 +27,17 @@ if TYPE_CHECKING:
     help="How many rows get their logits and radii anew, drawn by --seed.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the draw.  [default: another one each time]")
-@click.option("--data", help="Data set of the certificate.  [default: the one that it names]")
+@click.option(
+    "--data", help="Data set of the certificate.  [default: digits, where it names that; no other is looked for]"
+)
 @options.together(*options.network, options.as_json)
 def verify(directory: Path, **given: Any) -> None:
     """Check DIRECTORY, which certify or audit wrote, and say what was verified and what could not be.
 
-    From the files alone: digests, every step of the ledgers, radii, counts. With --checkpoint also the evidence: the graph
-    is exported and every norm measured again, and a sample of rows gets its logits and radii anew. Anything that
-    contradicts itself or the network ends with exit code 2.
+    From the files alone: digests, every step of the ledgers, radii, counts; audit.json is derived again, the page and its
+    twins are made again, and compared byte by byte. With --checkpoint also the evidence: the graph is exported and every
+    norm measured again, and a sample of rows gets its logits and radii anew. What contradicts itself, another file or the
+    network ends with exit code 2 and the file's name. Nothing is downloaded unless --data names it.
     """
     from certkit.commands.loading import compare_runtime, load_model
     from certkit.proof import load_certificate
@@ -52,16 +57,17 @@ def verify(directory: Path, **given: Any) -> None:
 
 
 def samples_of(record: Any, name: str | None) -> tuple[Dataset | None, str | None]:
-    """The samples of a certificate, read again; where it names a data set that is not found by that name, why not."""
-    from certkit.data import load
-    from certkit.errors import DataError
+    """The samples of a certificate, read again, or why they were not.
 
-    try:
-        return load(record.name if name is None else name, record.split, limit=record.count), None
-    except DataError as error:
-        if name is not None:
-            raise
-        return None, str(error)
+    A certificate may come from anyone, and the name in it is not followed to the network or into a folder: without --data
+    only the set that comes along is read.
+    """
+    from certkit.data import load
+    from certkit.errors import one_line
+
+    if name is None and record.name != EMBEDDED:
+        return None, f"the certificate names data set {one_line(record.name, 80)!r}: give it with --data"
+    return load(record.name if name is None else name, record.split, limit=record.count), None
 
 
 def lines(found: Verification, reason: str | None) -> list[str]:
