@@ -51,9 +51,9 @@ def audit(checkpoint: Path, crosscheck: bool, **given: Any) -> None:
     run_health(checkpoint, inputs, **given)
     run_attack(inputs, **given)
     if crosscheck:
-        from certkit.commands.crosscheck import DEFAULTS, run_crosscheck
+        from certkit.commands.crosscheck import run_crosscheck
 
-        run_crosscheck(inputs, **given, **DEFAULTS)
+        run_crosscheck(inputs, **given)
     finish(given["out"], inputs.model, inputs.subject, data=inputs.data, json=given["json"])
 
 

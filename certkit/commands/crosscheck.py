@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from certkit.commands import options, output
+from certkit.crosscheck import defaults
 from certkit.records.crosscheck import MethodName
 
 if TYPE_CHECKING:
     from certkit.commands.loading import Inputs
     from certkit.records.crosscheck import CrossCheck
 
-DEFAULTS: dict[str, Any] = {"samples": 100, "methods": (), "sigma": None, "draws": 1000, "alpha": 0.001}
+ASKED = ("samples", "methods", "sigma", "draws", "alpha")  # of the command itself; audit leaves them as they are
 
 
 @click.command()
@@ -22,7 +23,7 @@ DEFAULTS: dict[str, Any] = {"samples": 100, "methods": (), "sigma": None, "draws
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
-    default=DEFAULTS["samples"],
+    default=defaults.SAMPLES,
     show_default=True,
     help="Ask about the first so many.",
 )
@@ -31,16 +32,18 @@ DEFAULTS: dict[str, Any] = {"samples": 100, "methods": (), "sigma": None, "draws
     "methods",
     type=click.Choice(get_args(MethodName)),
     multiple=True,
-    help="Method of auto_LiRPA; may be given several times.  [default: IBP, CROWN-IBP]",
+    default=defaults.METHODS,
+    show_default=True,
+    help="Method of auto_LiRPA; may be given several times.",
 )
 @click.option(
     "--smoothing", "sigma", type=float, metavar="SIGMA", help="Certify the smoothed classifier as well, in l2."
 )
 @click.option(
-    "--draws", type=click.IntRange(min=1), default=DEFAULTS["draws"], show_default=True, help="Noisy copies per sample."
+    "--draws", type=click.IntRange(min=1), default=defaults.DRAWS, show_default=True, help="Noisy copies per sample."
 )
 @click.option(
-    "--alpha", type=float, default=DEFAULTS["alpha"], show_default=True, help="Chance that a smoothed radius is wrong."
+    "--alpha", type=float, default=defaults.ALPHA, show_default=True, help="Chance that a smoothed radius is wrong."
 )
 @options.together(*options.samples, *options.threat, options.seed, *options.network, options.threads, *options.result)
 def crosscheck(checkpoint: Path, **given: Any) -> None:
@@ -57,7 +60,6 @@ def crosscheck(checkpoint: Path, **given: Any) -> None:
 
 def run_crosscheck(inputs: Inputs, **given: Any) -> CrossCheck:
     """The command's work, which audit does as well."""
-    from certkit.crosscheck.run import METHODS
     from certkit.crosscheck.run import crosscheck as job
 
     return job(
@@ -66,15 +68,11 @@ def run_crosscheck(inputs: Inputs, **given: Any) -> CrossCheck:
         eps=options.radii(given["eps"]),
         norm=given["norm"],
         out=given["out"],
-        samples=given["samples"],
-        methods=given["methods"] or METHODS,
-        sigma=given["sigma"],
-        draws=given["draws"],
-        alpha=given["alpha"],
         seed=given["seed"],
         subject=inputs.subject,
         threads=given["threads"],
         progress=lambda stage: output.note(f"cross-check: {stage}"),
+        **{name: given[name] for name in ASKED if name in given},
     )
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from certkit.crosscheck.attained import attained
+from certkit.crosscheck.defaults import METHODS
 from certkit.crosscheck.package import Package, Unavailable, package, quietly
 from certkit.crosscheck.rewrite import ALLOWED, Written, written
 from certkit.data import Dataset
@@ -58,7 +59,7 @@ def cross_check(
     *,
     eps: Sequence[str | float | Fraction],
     norm: Norm,
-    methods: Sequence[MethodName] = ("IBP", "CROWN-IBP"),
+    methods: Sequence[MethodName] = METHODS,
     batch: int = BATCH,
     with_radii: bool = False,
     threads: int | None = None,

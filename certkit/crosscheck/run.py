@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from certkit.checkpoint import subject_of
+from certkit.crosscheck.defaults import ALPHA, DRAWS, METHODS, SAMPLES
 from certkit.crosscheck.lirpa import cross_check
 from certkit.crosscheck.smooth_attack import attack_smoothed
 from certkit.crosscheck.smoothing import smooth
@@ -23,10 +24,8 @@ from certkit.machine import environment, pinned, provenance
 from certkit.records import Norm, Subject, Threat, radii
 from certkit.records.crosscheck import AttainedSlope, CrossCheck, MethodName, Timed
 
-SAMPLES = 100
 STARTS = 4
 ROUNDS = 3
-METHODS: tuple[MethodName, ...] = ("IBP", "CROWN-IBP")
 
 
 def crosscheck(
@@ -40,8 +39,8 @@ def crosscheck(
     methods: Sequence[MethodName] = METHODS,
     with_radii: bool = True,
     sigma: float | None = None,
-    draws: int = 1000,
-    alpha: float = 0.001,
+    draws: int = DRAWS,
+    alpha: float = ALPHA,
     seed: int = 0,
     subject: Subject | None = None,
     threads: int | None = None,

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from certkit.checkpoint import subject_of
+from certkit.crosscheck.defaults import ALPHA, DRAWS
 from certkit.crosscheck.noise import Thresholds, deviation, drawn, radius_low, share_low, thresholds
 from certkit.data import Dataset
 from certkit.errors import ConfigError, RecordError, Refusal, one_line
@@ -123,9 +124,9 @@ def smooth(
     *,
     sigma: float,
     eps: Sequence[str | float | Fraction],
-    draws: int = 1000,
+    draws: int = DRAWS,
     selection: int = 100,
-    alpha: float = 0.001,
+    alpha: float = ALPHA,
     seed: int = 0,
     batch: int = 1000,
     block: int = 20,
