@@ -27,6 +27,8 @@ from certkit.records import Audit
 from . import figures
 from .columns import block, column, missing
 from .findings import NORMS, Findings
+from .health import UNMEASURED, Inside
+from .health_figures import health_figures
 from .rounding import Direction, Number, percent, significant
 from .standards import mappings
 from .tree import tree
@@ -66,6 +68,9 @@ SECTIONS = (
     Section("radii", "Radii and attacks"),
     Section("samples", "Samples"),
     Section("ledger", "Layer ledger"),
+    Section("activations", "Activation maxima"),
+    Section("spectra", "Weight spectra"),
+    Section("training", "Training stability"),
     Section("attention", "Attention"),
     Section("crosscheck", "Cross-checks"),
     Section("campaign", "Campaign"),
@@ -94,6 +99,8 @@ def render(audit: Audit) -> str:
         tree=tree(audit.ledger),
         standards=mappings(audit),
         figures=_figures(audit),
+        inside=Inside.of(audit),
+        unmeasured=UNMEASURED,
         bins=figures.bins(audit),
         policy=policy(style, script),
         style=inlined(style),
@@ -181,6 +188,7 @@ def _figures(audit: Audit) -> dict[str, Markup | None]:
         "narrow": figures.curve(audit, "curve-narrow", (370, 300)),
         "scatter": figures.scatter(audit, "scatter", (450, 400)),
         "histogram": figures.histogram(audit, figures.bins(audit), "histogram", (450, 400)),
+        **health_figures(audit),
     }
     return {name: None if svg is None else inlined(svg) for name, svg in drawn.items()}
 
