@@ -108,13 +108,33 @@ def test_the_ledger_derives_again_without_torch(
 def test_one_row_per_position(audited: tuple[Path, Result]) -> None:
     out, _ = audited
     found, table = load(LanguageAudit, out / "language.json"), pq.read_table(out / "positions.parquet").to_pydict()
-    assert len(table["radius"]) == found.positions == 3 * 8
+    assert len(table["radius_all"]) == found.positions == 3 * 8
     assert sum(table["right"]) == found.clean.count
-    for right, radius, attacked in zip(table["right"], table["radius"], table["attacked"], strict=True):
+    for right, radius, own, attacked in zip(
+        *(table[name] for name in ("right", "radius_all", "float_radius_all", "attacked_all")), strict=True
+    ):
+        assert own <= radius
         assert not right or radius < attacked
     at = found.curves[0].certified[0]
-    counted = sum(r and radius >= at.eps.value for r, radius in zip(table["right"], table["radius"], strict=True))
+    counted = sum(r and radius >= at.eps.value for r, radius in zip(table["right"], table["radius_all"], strict=True))
     assert counted == at.certified.count
+
+
+def test_the_program_as_it_runs_has_radii_of_its_own(audited: tuple[Path, Result]) -> None:
+    found = load(LanguageAudit, audited[0] / "language.json")
+    assert found.execution.arithmetic == "float32"
+    assert found.execution.pair_error is not None
+    for curve in found.curves:
+        assert 0 < curve.median_float_radius <= curve.median_radius
+        for exact, own in zip(curve.certified, curve.executed, strict=True):
+            assert own.certified.count <= exact.certified.count
+    assert "as executed" in audited[1].output
+
+
+def test_what_few_tokens_do_more_can_do_as_well(audited: tuple[Path, Result]) -> None:
+    table = pq.read_table(audited[0] / "positions.parquet").to_pydict()
+    for all_, eight, one in zip(*(table[f"attacked_{moved}"] for moved in ("all", "8", "1")), strict=True):
+        assert all_ <= eight <= one
 
 
 def test_the_page_escapes_the_text_and_fetches_nothing(audited: tuple[Path, Result]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +17,15 @@ from certkit.errors import CheckpointError, ConfigError, EvaluationInvalid, Refu
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from certkit.campaign import Campaign
-    from certkit.language.audit import Moves
-    from certkit.language.certificate import Bounded, Proof
-    from certkit.language.records import LanguageAudit, Stability, Substitution
+    from certkit.language.positions import Moves
+    from certkit.language.records import LanguageAudit, Stability
     from certkit.models.gpt import LanguageModel
     from certkit.records import Subject
     from certkit.text.tokens import Tokens
 
 SHOWN = 4  # contexts that the report spells out
-SUBSTITUTED = 12  # contexts whose tokens are replaced: each is a search of its own
+TABLE = "positions.parquet"
+NAMED = 8  # contradictions that the command spells out
 
 text = click.option("--data", required=True, help="Folder with the text, as certkit train reads it.")
 split = click.option("--split", default="test", show_default=True, help="Split of the text.")
@@ -59,9 +59,10 @@ def language(checkpoint: Path, **given: Any) -> None:
     """Certify and attack a language model in embedding space, and write report.html.
 
     Every token's embedding moves by at most eps in l2. For every position of every context it is proved whether the
-    predicted token stays on top, and how far the log-probability of the true one may fall. Writes language.json, with a
-    ledger that python -m certkit.bounds.ledger derives again, positions.parquet, and the campaign of the last positions.
-    Exits with 4 when an example lies inside a certified radius.
+    predicted token stays on top, of the exact function and of the program as it runs, and how far the log-probability of
+    the true one may fall. Writes language.json, with ledgers that python -m certkit.bounds.ledger derives again,
+    positions.parquet, and the campaign of the last positions; certkit verify proves them again. Exits with 4 when an example
+    inside a certified radius refutes one of the claims: it is run again in float64 first, and kept.
     """
     found, page = run_language(checkpoint, **given)
     options.say(found, [*lines(found), f"report  {page}"], json=given["json"])
@@ -94,10 +95,15 @@ def stability(folders: tuple[Path, ...], **given: Any) -> None:
 
 
 def load(checkpoint: Path) -> tuple[LanguageModel, Subject]:
-    """The language model of a checkpoint. Raises CheckpointError for any other network."""
+    """The language model of a checkpoint, or of a folder of Hugging Face. Raises CheckpointError or ConfigError for any other."""
     from certkit.commands.loading import load_model
+    from certkit.foreign import huggingface
+    from certkit.foreign.text import language_model
     from certkit.models.gpt import LanguageModel
 
+    if huggingface.is_folder(checkpoint):
+        foreign = huggingface.load(checkpoint)
+        return language_model(foreign), foreign.subject
     model, subject = load_model(checkpoint)
     if not isinstance(model, LanguageModel):
         raise CheckpointError(
@@ -108,12 +114,14 @@ def load(checkpoint: Path) -> tuple[LanguageModel, Subject]:
 
 def read(model: LanguageModel, given: dict[str, Any]) -> tuple[Tokens, Tensor, Tensor]:
     """The text, its contexts and what follows each token. Raises ConfigError when the vocabulary is not the model's."""
+    from certkit.text.tokenizers import GPT2_VOCABULARY
     from certkit.text.tokens import load_text
 
     tokens = load_text(given["data"], given["split"], tokenizer=given["tokenizer"])
     rows = len(table(model))
     if tokens.vocabulary != rows:
-        raise ConfigError(f"the text has a vocabulary of {tokens.vocabulary}, the model one of {rows}")
+        other = "; give --tokenizer gpt2, or the folder with its files" if rows == GPT2_VOCABULARY else ""
+        raise ConfigError(f"the text has a vocabulary of {tokens.vocabulary}, the model one of {rows}{other}")
     return tokens, *tokens.windows(given["context"] or model.context, given["contexts"])
 
 
@@ -125,7 +133,7 @@ def table(model: LanguageModel) -> Tensor:
 
 def chosen(text: str) -> list[Moves]:
     """The ways to choose tokens that ``--moves`` names, all first. Raises ConfigError."""
-    from certkit.language.audit import Moves
+    from certkit.language.positions import Moves
 
     found: list[Moves] = [Moves(None)]
     for part in options.radii(text):
@@ -141,197 +149,67 @@ def run_language(checkpoint: Path, **given: Any) -> tuple[LanguageAudit, Path]:
     import numpy as np
 
     from certkit.bounds.ledger import to_json
+    from certkit.commands.falsify import attacked, campaign_of, substituted
     from certkit.files import digest_file, save
-    from certkit.language import audit
+    from certkit.language import audit, positions
     from certkit.language.certificate import agreement, bounded, proof
-    from certkit.language.records import LanguageAudit, Text
+    from certkit.language.contradictions import contradictions
+    from certkit.language.execution import execution
+    from certkit.language.records import Execution, LanguageAudit, Text
     from certkit.machine import environment, pinned, provenance
     from certkit.records import File, radii
-    from certkit.statistics import rate
 
     started, out = time.monotonic(), given["out"]
     ways, eps = chosen(given["moves"]), radii(options.radii(given["eps"]))
     model, subject = load(checkpoint)
     tokens, x, y = read(model, given)
     with pinned(given["threads"]) as count:
-        reach = eps[-1].value
-        bounds = bounded(model, x.shape[1], reach)
+        bounds = bounded(model, x.shape[1], eps[-1].value)
         embedded = table(model)[x]
         found = proof(bounds, embedded, [at.value for at in eps])
         agreement(bounds, model, embedded, found)
-        campaign = _campaign(model, subject, bounds, tokens, embedded, y, given)
-        curves, nearest = _curves(model, found, embedded, y, ways, eps, campaign, given)
-        substituted = _substituted(model, found, tokens, x, given["seed"])
-    right = found.predicted == y.numpy()
-    everywhere = ways[0].radius(found)
-    audit.write_positions(
-        out / "positions.parquet",
-        {
-            "context": np.repeat(np.arange(len(x)), x.shape[1]),
-            "position": np.tile(np.arange(x.shape[1]), len(x)),
-            "token": x.numpy(),
-            "true": y.numpy(),
-            "predicted": found.predicted,
-            "right": right,
-            "room": found.room,
-            "radius": everywhere,
-            "radius_one": audit.Moves(1).radius(found),
-            "attacked": nearest,
-        },
-    )
-    contradictions = sum(curve.contradictions for curve in curves)
-    verdict, reason = judged(contradictions, campaign)
+        own = execution(bounds, found, embedded)
+        proved = audit.positions(found, own, x.numpy(), y.numpy(), ways, eps)
+        campaign = campaign_of(model, subject, bounds, tokens, embedded, y, given)
+        distance, hits = attacked(model, proved, embedded, ways, eps, campaign, given)
+        every = replace(proved, attacked=distance)
+        against = contradictions(bounds, model, hits, every, ways, tokens, out)
+        replaced = substituted(model, every, tokens, given["seed"])
+    positions.write(every, out / TABLE, ways, eps)
+    verdict, reason = audit.judged(against, campaign)
     record = LanguageAudit(
         subject=subject,
+        program_sha256=bounds.program.sha256,
         data=Text(**tokens.record.model_dump()),
         context=x.shape[1],
         contexts=len(x),
         positions=x.numel(),
         verdict=verdict,
         verdict_reason=reason,
-        clean=rate(int(right.sum()), x.numel()),
-        loss=float(found.cross_entropy(y.numpy()).mean()),
+        clean=every.clean,
+        loss=float(np.mean(every.loss)),
         slope=audit.slope(bounds, model),
         words=audit.words(table(model)),
-        curves=curves,
-        losses=audit.losses(found, y.numpy(), eps),
-        campaign=", ".join(spec.name for spec in campaign.plan.attacks) + f" ({campaign.validity})",
-        substitutions=substituted,
-        shown=audit.shown(found, x.numpy(), y.numpy(), nearest, tokens, range(min(SHOWN, len(x)))),
-        table=File(name="positions.parquet", sha256=digest_file(out / "positions.parquet")),
+        tried=tuple(found.radii.tolist()),
+        curves=every.curves(ways, eps, executed=own.claim.holds),
+        execution=Execution(**{name: getattr(own.claim, name) for name in Execution.model_fields}),
+        losses=every.losses(eps),
+        contradictions=against,
+        campaign=audit.attacked_by(campaign),
+        substitutions=replaced,
+        shown=audit.shown(every, tokens, range(min(SHOWN, len(x)))),
+        table=File(name=TABLE, sha256=digest_file(out / TABLE)),
         ledger=to_json(bounds.everywhere),
+        execution_ledger=to_json(bounds.deployed),
         pair_gain=tuple(tuple(number.to_float() for number in row) for row in bounds.everywhere.pairs.gain),
         pair_error=bounds.error,
-        assumptions=(
-            "exp, tanh, erf and the like of the float64 centre are accurate to a few units in the last place",
-            "torch.export captures the function that the module computes (checked on these contexts)",
-        ),
+        assumptions=audit.ASSUMPTIONS,
         environment=environment("cpu", count),
         provenance=provenance(started),
     )
-    save(record, out / "language.json")
+    save(audit.sealed(record), out / "language.json")
     page: Path = importlib.import_module("certkit.reports.language").report(out)
     return record, page
-
-
-def _campaign(
-    model: LanguageModel,
-    subject: Subject,
-    bounds: Bounded,
-    tokens: Tokens,
-    embedded: Tensor,
-    y: Tensor,
-    given: dict[str, Any],
-) -> Campaign:
-    """The campaign of the last positions: every token moves, the engine of ``certkit attack`` in the norm ``token``."""
-    import torch
-
-    import certkit
-    from certkit.data import Dataset, fingerprint
-    from certkit.models.gpt import AtEmbeddings
-    from certkit.records import Data
-
-    labels, images = y[:, -1].contiguous(), embedded.float().contiguous()
-    record = Data(
-        name=tokens.record.name,
-        split=tokens.record.split,
-        count=len(images),
-        sha256=fingerprint(images, labels),
-        classes=tuple(one_line(tokens.decode([token]), 40) for token in range(tokens.vocabulary)),
-    )
-    samples = Dataset(
-        record=record, images=images, labels=labels, indices=torch.arange(len(images)), box=bounds.domain.box
-    )
-    found: Campaign = certkit.attack(
-        AtEmbeddings(model).eval(),
-        samples,
-        subject=subject,
-        norm="token",
-        eps=options.radii(given["eps"]),
-        suite=given["suite"],
-        out=given["out"],
-        seed=given["seed"],
-        threads=given["threads"],
-    )
-    return found
-
-
-def _curves(
-    model: LanguageModel,
-    found: Proof,
-    embedded: Tensor,
-    y: Tensor,
-    ways: Sequence[Moves],
-    eps: Sequence[Any],
-    campaign: Campaign,
-    given: dict[str, Any],
-) -> tuple[tuple[Any, ...], Any]:
-    """One curve for each choice of tokens, and the nearest example of each position when all move."""
-    import numpy as np
-    import torch
-
-    from certkit.language.audit import curve
-
-    attacks = importlib.import_module("certkit.attacks.language")
-    radii, names = [at.value for at in eps if at.value > 0], {"steps": given["steps"], "seed": given["seed"]}
-    every = attacks.pgd(model.from_embeddings, embedded, y, radii, **names).distance
-    last = torch.zeros(y.shape, dtype=torch.bool)
-    last[:, -1] = True
-    curves = []
-    for way in ways:
-        movable = torch.zeros(y.shape)
-        movable[:, -(way.tokens or y.shape[1]) :] = 1
-        one = attacks.pgd(model.from_embeddings, embedded, y, radii, movable_NT=movable, judged_NT=last, **names)
-        near = attacks.ddn(model.from_embeddings, embedded, y, radii[-1], steps=2 * given["steps"], movable_NT=movable)
-        distance = np.minimum(one.distance, near.distance)
-        if way.tokens is None:
-            distance[:, -1] = np.fmin(distance[:, -1], campaign.distance)
-            every = np.minimum(every, distance)
-            curves.append(curve(way, found, y.numpy(), eps, every))
-        curves.append(curve(way, found, y.numpy(), eps, distance, last=True))
-    return tuple(curves), every
-
-
-def _substituted(model: LanguageModel, found: Proof, tokens: Tokens, x: Tensor, seed: int) -> tuple[Substitution, ...]:
-    """Tokens replaced in some contexts until the last prediction changes, with what that costs in embedding space."""
-    from certkit.language.audit import spelled
-    from certkit.language.records import Substitution
-
-    attacks = importlib.import_module("certkit.attacks.language_tokens")
-    predicted, radius = found.predicted, found.radius(found.everywhere)
-    near = attacks.substitutes([tokens.decode([token]) for token in range(tokens.vocabulary)])
-    made = []
-    for n in range(min(SUBSTITUTED, len(x))):
-        label = int(predicted[n, -1])
-        greedy = attacks.greedy_coordinate_gradient(model, x[n], label, seed=seed)
-        for kind, one in (
-            ("greedy coordinate gradient", greedy),
-            ("mistyped", attacks.mistyped(model, x[n], label, near, changes=2)),
-        ):
-            made.append(
-                Substitution(
-                    kind=kind,
-                    context=n,
-                    broken=one.broken,
-                    places=one.places,
-                    before=spelled(tokens, x[n].numpy()),
-                    after=tuple(tokens.decode([token]) for token in one.tokens),
-                    distance=one.distance,
-                    jointly=one.jointly,
-                    radius=float(radius[n, -1]),
-                )
-            )
-    return tuple(made)
-
-
-def judged(contradictions: int, campaign: Campaign) -> tuple[Any, str]:
-    """The verdict, and why."""
-    if contradictions:
-        return "REFUTED", f"{contradictions} positions were broken in float32 inside their certified radius"
-    if campaign.validity == "invalid":
-        failed = ", ".join(check.id for check in campaign.checks if check.status == "fail")
-        return "INCONCLUSIVE", f"the campaign of the last positions failed its own checks ({failed})"
-    return "NOT REFUTED", "no attack on embeddings found an example inside a certified radius"
 
 
 def lines(found: LanguageAudit) -> list[str]:
@@ -348,15 +226,25 @@ def lines(found: LanguageAudit) -> list[str]:
         told.append(
             f"published        {slope.published:.6g} by the formula of arXiv 2507.13338: too small by {slope.factor:.4g}"
         )
+    if found.execution.reasons:
+        told.append(f"execution        nothing is claimed: {found.execution.reasons[0]}")
     for curve in found.curves:
         told.append(
-            f"{curve.moves} moving, {curve.positions} positions{'' if curve.positions == 'all' else ' of contexts'}; median radius {curve.median_radius:.4g}, contradictions {curve.contradictions}"
+            f"{curve.moves} moving, {curve.positions} positions{'' if curve.positions == 'all' else ' of contexts'}; "
+            f"median radius {curve.median_radius:.4g} ({curve.median_float_radius:.4g} as executed), "
+            f"contradictions {curve.contradictions}"
         )
-        for proved, attacked in zip(curve.certified, curve.attacked, strict=True):
+        own = [f", {options.share(at.certified)} as executed" for at in curve.executed] or [""] * len(curve.certified)
+        for proved, executed, attacked in zip(curve.certified, own, curve.attacked, strict=True):
             told.append(
-                f"  {proved.eps.text:<10}{options.share(proved.certified):<26}"
+                f"  {proved.eps.text:<10}{options.share(proved.certified) + executed:<52}"
                 f"under attack {options.share(attacked.robust, up=True)}"
             )
+    for number, one in enumerate(found.contradictions[:NAMED]):
+        told.append(
+            f"inside a radius  {number}: context {one.context}, position {one.position}: {one.refutes}, "
+            f"margin {one.reference_margin:.6g} in float64"
+        )
     for at in found.losses:
         if at.loss is None or at.change is None:
             told.append(f"loss within {at.eps.text:<10}no bound")

@@ -1,111 +1,77 @@
-"""From a language model, a text and what attacks reached to language.json: curves, contradictions, contexts to look at."""
+"""From a language model, a text and what attacks reached to language.json: positions, bounds, contexts to look at."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from certkit.bounds.ledger import Ledger
 from certkit.bounds.number import Up
-from certkit.files import write_atomic
+from certkit.campaign import Campaign
+from certkit.errors import Tampered
+from certkit.files import canonical, digest
 from certkit.language.certificate import Bounded, Proof
+from certkit.language.execution import Executed
+from certkit.language.positions import Moves, Positions
 from certkit.language.published import published_bound
-from certkit.language.records import AttackedAt, Curve, LossAt, Shown, Slope, Words
+from certkit.language.records import Contradiction, LanguageAudit, Shown, Slope, Words
 from certkit.language.threat import of_few, substitutions
 from certkit.models.gpt import LanguageModel
-from certkit.records import CertifiedAt, Eps
-from certkit.statistics import rate
+from certkit.records import Eps, Verdict
 from certkit.text.tokens import Tokens
 
 Floats = NDArray[np.float64]
 Whole = NDArray[np.int64]
-EVERY = "every token"
+ASSUMPTIONS = (
+    "exp, tanh, erf and the like of the float64 centre are accurate to a few units in the last place",
+    "torch.export captures the function that the module computes (checked on these contexts)",
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Moves:
-    """Which tokens move: all with None, else at most so many of them."""
-
-    tokens: int | None
-
-    @property
-    def name(self) -> str:
-        """In words."""
-        if self.tokens is None:
-            return EVERY
-        return "one token" if self.tokens == 1 else f"{self.tokens} tokens"
-
-    def radius(self, proof: Proof) -> Floats:
-        """Certified radii (N, T) when these tokens move."""
-        everywhere = proof.radius(proof.everywhere)
-        return everywhere if self.tokens is None else of_few(everywhere, proof.radius(proof.jointly), self.tokens)
-
-
-def curve(
-    moves: Moves, proof: Proof, y_NT: Whole, eps: Sequence[Eps], distance_NT: Floats, *, last: bool = False
-) -> Curve:
-    """Certified beside attacked accuracy over the radius, with what contradicts: an example inside a certified radius.
-
-    ``distance_NT`` is the nearest example of each position whose prediction is right, infinite for none. An example counts
-    at eps when its distance, rounded up, is at most eps. The median is that of the positions that are right, 0 without any.
-    """
-    where = np.s_[:, -1:] if last else np.s_[:, :]
-    right = (proof.predicted == y_NT)[where]
-    proved = right & (proof.room > 0)[where]
-    radius, distance = moves.radius(proof)[where], distance_NT[where]
-    total = right.size
-
-    def certified(at: Eps) -> int:
-        return int((proved & (radius >= at.value)).sum())
-
-    def robust(at: Eps) -> int:
-        return int((right & ~(distance <= at.value)).sum())
-
-    return Curve(
-        moves=moves.name,
-        tokens=moves.tokens,
-        positions="last" if last else "all",
-        certified=tuple(CertifiedAt(eps=at, certified=rate(certified(at), total)) for at in eps),
-        attacked=tuple(AttackedAt(eps=at, robust=rate(robust(at), total)) for at in eps),
-        median_radius=float(np.sort(radius[right])[(right.sum() - 1) // 2]) if right.any() else 0.0,
-        contradictions=int((proved & (distance <= radius)).sum()),
+def positions(
+    found: Proof, own: Executed, x_NT: Whole, y_NT: Whole, ways: Sequence[Moves], eps: Sequence[Eps]
+) -> Positions:
+    """What is proved of every position, nothing attacked yet; ``eps`` are among the radii tried."""
+    exact = found.radius(found.everywhere), found.radius(found.jointly)
+    executed = own.everywhere, own.jointly
+    moved = [found.moved(at.value) for at in eps]
+    return Positions(
+        token=x_NT,
+        true=y_NT,
+        predicted=found.predicted,
+        room=found.room,
+        right=found.predicted == y_NT,
+        loss=found.cross_entropy(y_NT),
+        radius=np.stack([_radius(way, *exact) for way in ways]),
+        float_radius=np.stack([_radius(way, *executed) for way in ways]),
+        attacked=np.full((len(ways), *y_NT.shape), np.inf),
+        lost=np.stack([found.loss(y_NT, at) for at in moved]),
+        changed=np.stack([found.change(y_NT, at) for at in moved]),
     )
 
 
-def losses(proof: Proof, y_NT: Whole, eps: Sequence[Eps]) -> tuple[LossAt, ...]:
-    """Upper bounds of the mean loss, and of its mean change, when every token moves; for eps among the radii tried."""
-    found = []
-    for at in eps:
-        moved = proof.moved(at.value)
-        loss, change = proof.loss(y_NT, moved), proof.change(y_NT, moved)
-        found.append(LossAt(eps=at, loss=_mean(loss), change=_mean(change)))
-    return tuple(found)
-
-
-def _mean(values: Floats) -> float | None:
-    """An upper bound of the mean: N additions in any order lose less than N units of the sum of absolute values; None for infinity."""
-    if not np.isfinite(values).all():
-        return None
-    lost = (values.size + 2) * 2.0**-52 * float(np.abs(values).mean())
-    return math.nextafter(float(values.mean()) + lost, math.inf)
+def _radius(way: Moves, everywhere: Floats, jointly: Floats) -> Floats:
+    return everywhere if way.tokens is None else of_few(everywhere, jointly, way.tokens)
 
 
 def slope(given: Bounded, model: LanguageModel) -> Slope:
     """The ledger's bound of one position's logits, and what the published formula says of the same weights."""
-    output = next(step for step in given.everywhere.steps if step.node == given.everywhere.output)
+    return compared(given.everywhere, given.domain.reach, published_bound(model))
+
+
+def compared(ledger: Ledger, reach: float, published: float | None) -> Slope:
+    """The bound of a ledger from token embeddings to the logits of one position, in RMS and in l2, beside the published one."""
+    output = next(step for step in ledger.steps if step.node == ledger.output)
     token = output.bound.within(output.bound.axes).gain
-    classes, width = output.bound.shape[-1], given.program.input_shape[-1]
+    classes, width = output.bound.shape[-1], ledger.steps[0].bound.shape[-1]
     # sqrt(D / V) = sqrt(D V) / V: an upper bound is divided by whole numbers only
     sound = token * Up.of(width * classes).sqrt() / classes
-    published = published_bound(model)
     return Slope(
-        reach=given.domain.reach,
+        reach=reach,
         sound=str(sound),
         token=str(token),
         published=published,
@@ -125,23 +91,28 @@ def words(table_VD: Tensor) -> Words:
     return Words(longest=longest, rms=longest / math.sqrt(table_VD.shape[1]) * (1 + 2.0**-50), nearest=nearest)
 
 
-def shown(
-    proof: Proof, x_NT: Whole, y_NT: Whole, distance_NT: Floats, tokens: Tokens, contexts: Sequence[int]
-) -> tuple[Shown, ...]:
+def shown(table: Positions, tokens: Tokens, contexts: Sequence[int]) -> tuple[Shown, ...]:
     """Contexts position by position, for people to read; every token may move."""
-    radius, predicted = proof.radius(proof.everywhere), proof.predicted
-    right = predicted == y_NT
     return tuple(
         Shown(
             context=n,
-            tokens=spelled(tokens, x_NT[n]),
-            true=spelled(tokens, y_NT[n]),
-            predicted=spelled(tokens, predicted[n]),
-            certified=tuple(float(r) for r in np.where(right[n], radius[n], 0.0)),
-            attacked=tuple(None if math.isinf(d) else float(d) for d in np.where(right[n], distance_NT[n], np.inf)),
+            tokens=spelled(tokens, table.token[n]),
+            true=spelled(tokens, table.true[n]),
+            predicted=spelled(tokens, table.predicted[n]),
+            **figures(table, n),
         )
         for n in contexts
     )
+
+
+def figures(table: Positions, n: int) -> dict[str, tuple[float | None, ...]]:
+    """The radii and the nearest examples of one context as they are shown: those of positions that are right."""
+    right = table.right[n]
+    return {
+        "certified": tuple(np.where(right, table.radius[0, n], 0.0).tolist()),
+        "executed": tuple(np.where(right, table.float_radius[0, n], 0.0).tolist()),
+        "attacked": tuple(None if math.isinf(d) else d for d in np.where(right, table.attacked[0, n], np.inf).tolist()),
+    }
 
 
 def spelled(tokens: Tokens, ids: Whole) -> tuple[str, ...]:
@@ -149,12 +120,40 @@ def spelled(tokens: Tokens, ids: Whole) -> tuple[str, ...]:
     return tuple(tokens.decode([int(one)]) for one in ids)
 
 
-def write_positions(path: Path, columns: Mapping[str, NDArray[np.generic]]) -> None:
-    """A Parquet file with one row per position, atomically and with deterministic bytes."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def judged(found: Sequence[Contradiction], campaign: Campaign) -> tuple[Verdict, str]:
+    """The verdict, and why: what the contradictions disprove comes first, then whether the silence of attacks means anything."""
 
-    buffer = io.BytesIO()
-    table = pa.table({name: pa.array(column.reshape(-1)) for name, column in columns.items()})
-    pq.write_table(table, buffer, compression="zstd", write_statistics=False, store_schema=False)
-    write_atomic(path, buffer.getvalue())
+    def positions(count: int) -> str:
+        return f"{count} position{'' if count == 1 else 's'}"
+
+    if exact := sum(one.refutes == "exact arithmetic" for one in found):
+        return "REFUTED", f"{positions(exact)} broken in float64 inside a certified radius: the certificate is wrong"
+    if own := sum(one.refutes == "float execution" for one in found):
+        return "REFUTED", (
+            f"the program errs on {positions(own)} inside the radius that is claimed of its own execution: that claim is "
+            "wrong; the one about exact arithmetic stands"
+        )
+    if failed := [check.id for check in campaign.checks if check.status == "fail"]:
+        return "INCONCLUSIVE", f"the campaign of the last positions failed its own checks ({', '.join(failed)})"
+    if found:
+        return "NOT REFUTED", (
+            f"nothing refutes a claim, but on {positions(len(found))} the program errs inside the certified radius (float gaps)"
+        )
+    return "NOT REFUTED", "no attack on embeddings found an example inside a certified radius"
+
+
+def attacked_by(campaign: Campaign) -> str:
+    """The campaign in words."""
+    return ", ".join(spec.name for spec in campaign.plan.attacks) + f" ({campaign.validity})"
+
+
+def sealed(record: LanguageAudit) -> LanguageAudit:
+    """The record with the sha256 of all the rest of it."""
+    bare = record.model_copy(update={"sealed": None})
+    return bare.model_copy(update={"sealed": digest(canonical(bare).encode())})
+
+
+def check_seal(record: LanguageAudit) -> None:
+    """Raises Tampered unless the record is as it was sealed."""
+    if sealed(record) != record:
+        raise Tampered("language.json: was changed after it was written (its seal differs); run certkit language again")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from certkit.records import (
+    Arithmetic,
     CertifiedAt,
     Count,
     Environment,
@@ -15,6 +16,7 @@ from certkit.records import (
     Provenance,
     Rate,
     Record,
+    Refutes,
     Sha256,
     Subject,
     Verdict,
@@ -46,16 +48,63 @@ class Curve(Record):
     """Certified and attacked next-token accuracy over the radius, for one way to choose the tokens that move.
 
     ``tokens`` of them move, wherever they stand, each by at most eps; None is all. Attacks move the last ``tokens``. Over
-    all positions of all contexts, or with ``positions`` ``last`` over the last of each.
+    all positions of all contexts, or with ``positions`` ``last`` over the last of each. ``executed`` is ``certified`` of the
+    program as it runs, and empty where nothing is claimed of that. ``contradictions`` counts positions with an example inside
+    the certified radius, whatever it disproves.
     """
 
     moves: str
     tokens: Annotated[int, Field(ge=1)] | None
     positions: Literal["all", "last"]
     certified: tuple[CertifiedAt, ...]
+    executed: tuple[CertifiedAt, ...]
     attacked: tuple[AttackedAt, ...]
     median_radius: Distance
+    median_float_radius: Distance
     contradictions: Count
+
+
+class Execution(Record):
+    """The second claim: of the program in the arithmetic that it runs in, at every position.
+
+    ``pair_error`` bounds what rounding can do to a difference of two logits anywhere in the domain; radii count that of their
+    own ball. None when nothing is claimed; then ``reasons`` say why. ``assumptions`` are what the claim rests on.
+    """
+
+    arithmetic: Arithmetic
+    pair_error: Distance | None
+    reasons: tuple[str, ...]
+    assumptions: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _says_why_not(self) -> Execution:
+        if (self.pair_error is None) != bool(self.reasons):
+            raise ValueError("a claim has an error and no reasons against it, or reasons and no error")
+        return self
+
+
+class Contradiction(Record):
+    """Embeddings inside a certified radius at which the program gets a position wrong that is proved to be right.
+
+    ``moves`` is the choice of tokens whose radius it is; ``attack`` ``clean`` where the text itself is misread, unmoved.
+    ``reference_margin`` is the lead of the certified token there in float64, rounded down; below minus its error the exact
+    claim is refuted. ``text`` ends with the token of the position; ``predicted`` is certified, ``rival`` what stood above
+    it. ``example`` holds the embeddings (tokens, features) of the whole context, None beyond the first ones that are kept.
+    """
+
+    context: Count
+    position: Count
+    moves: str
+    attack: str
+    distance: Distance
+    radius: Distance
+    float_radius: Distance
+    refutes: Refutes
+    reference_margin: float
+    text: tuple[str, ...]
+    predicted: str
+    rival: str
+    example: File | None
 
 
 class LossAt(Record):
@@ -112,26 +161,33 @@ class Substitution(Record):
 
 
 class Shown(Record):
-    """One context, position by position: what follows, what is predicted, the certified radius, the nearest example."""
+    """One context, position by position: what follows, what is predicted, the certified radii, the nearest example.
+
+    ``certified`` is of the exact function, ``executed`` of the program as it runs.
+    """
 
     context: Count
     tokens: tuple[str, ...]
     true: tuple[str, ...]
     predicted: tuple[str, ...]
     certified: tuple[Distance, ...]
+    executed: tuple[Distance, ...]
     attacked: tuple[Distance | None, ...]
 
 
 class LanguageAudit(Record):
     """What is proved of a language model on a text, and what attacks made of it.
 
-    ``ledger`` proves ``everywhere``; it derives again from its evidence. ``loss`` is the mean in nats, ``positions`` all
-    positions of all contexts.
+    ``ledger`` proves ``everywhere``; it derives again from its evidence, as does ``execution_ledger``, the same proof in the
+    arithmetic of the program. ``loss`` is the mean in nats, ``positions`` all positions of all contexts. ``tried`` are the
+    radii that were tried on each context; ``table`` has a row for each position, from which every count follows. ``sealed``
+    is the sha256 of all the rest: against accidents, as whoever forges can seal.
     """
 
     format: Literal[1] = 1
     kind: Literal["certkit.language"] = "certkit.language"
     subject: Subject
+    program_sha256: Sha256
     data: Text
     context: Count
     contexts: Count
@@ -142,18 +198,23 @@ class LanguageAudit(Record):
     loss: float
     slope: Slope
     words: Words
+    tried: tuple[Annotated[float, Field(gt=0)], ...]
     curves: tuple[Curve, ...]
+    execution: Execution
     losses: tuple[LossAt, ...]
+    contradictions: tuple[Contradiction, ...]
     campaign: str
     substitutions: tuple[Substitution, ...]
     shown: tuple[Shown, ...]
     table: File
     ledger: dict[str, Any]
+    execution_ledger: dict[str, Any]
     pair_gain: tuple[tuple[float, ...], ...]
     pair_error: float
     assumptions: tuple[str, ...]
     environment: Environment
     provenance: Provenance
+    sealed: Sha256 | None = None
 
 
 class Stability(Record):

@@ -14,6 +14,7 @@ from certkit.bounds.spectral import euclidean, up
 from certkit.errors import ConfigError
 
 Floats = NDArray[np.float64]
+ENTRIES = 2**22  # of one piece of a table of all pairs of tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,23 @@ def of_few(everywhere: Floats, jointly: Floats, count: int) -> Floats:
 
 
 def substitutions(table_VD: Tensor) -> Floats:
-    """How far each token's embedding is from that of the nearest other token, in float64: what replacing it costs at least."""
+    """How far each token's embedding is from that of the nearest other token, in float64: what replacing it costs at least.
+
+    A product of the table with itself tells, row by row, which others may be the nearest: |a - b|^2 from |a|^2, |b|^2 and a.b
+    is off by less than 4 (D + 8) units of (|a| + |b|)^2. Of those the differences themselves are taken.
+    """
     rows = table_VD.detach().double().cpu().numpy()
-    apart = np.linalg.norm(rows[:, None] - rows[None], axis=-1)
-    np.fill_diagonal(apart, np.inf)
-    return np.asarray(apart.min(axis=1))
+    squares, off = np.square(rows).sum(axis=1), 4 * (rows.shape[1] + 8) * 2.0**-52
+    found = np.full(len(rows), np.inf)
+    size = max(1, ENTRIES // max(len(rows), 1))
+    for start in range(0, len(rows), size):
+        here = rows[start : start + size]
+        slack = off * 2 * (squares[start : start + size, None] + squares)
+        apart = squares[start : start + size, None] + squares - 2 * (here @ rows.T)
+        np.fill_diagonal(apart[:, start:], np.inf)
+        may = apart - slack <= (apart + slack).min(axis=1, keepdims=True)
+        for row, others in enumerate(may):
+            near = rows[others & (np.arange(len(rows)) != start + row)]
+            if len(near):
+                found[start + row] = np.linalg.norm(near - here[row], axis=1).min()
+    return found

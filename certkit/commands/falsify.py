@@ -1,0 +1,160 @@
+"""What attacks make of a language model whose positions are proved: the campaign, the attacks on embeddings, other tokens."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from certkit.commands import options
+from certkit.errors import one_line
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from certkit.campaign import Campaign
+    from certkit.language.certificate import Bounded
+    from certkit.language.contradictions import Hit
+    from certkit.language.positions import Moves, Positions
+    from certkit.language.records import Substitution
+    from certkit.models.gpt import LanguageModel
+    from certkit.records import Eps, Subject
+    from certkit.text.tokens import Tokens
+
+SUBSTITUTED = 12  # contexts whose tokens are replaced: each is a search of its own
+
+
+def campaign_of(
+    model: LanguageModel,
+    subject: Subject,
+    bounds: Bounded,
+    tokens: Tokens,
+    embedded: Tensor,
+    y: Tensor,
+    given: dict[str, Any],
+) -> Campaign:
+    """The campaign of the last positions: every token moves, the engine of ``certkit attack`` in the norm ``token``."""
+    import torch
+
+    import certkit
+    from certkit.data import Dataset, fingerprint
+    from certkit.models.gpt import AtEmbeddings
+    from certkit.records import Data
+
+    labels, images = y[:, -1].contiguous(), embedded.float().contiguous()
+    record = Data(
+        name=tokens.record.name,
+        split=tokens.record.split,
+        count=len(images),
+        sha256=fingerprint(images, labels),
+        classes=tuple(one_line(tokens.decode([token]), 40) for token in range(tokens.vocabulary)),
+    )
+    samples = Dataset(
+        record=record, images=images, labels=labels, indices=torch.arange(len(images)), box=bounds.domain.box
+    )
+    found: Campaign = certkit.attack(
+        AtEmbeddings(model).eval(),
+        samples,
+        subject=subject,
+        norm="token",
+        eps=options.radii(given["eps"]),
+        suite=given["suite"],
+        out=given["out"],
+        seed=given["seed"],
+        threads=given["threads"],
+    )
+    return found
+
+
+def attacked(
+    model: LanguageModel,
+    proved: Positions,
+    embedded: Tensor,
+    ways: Sequence[Moves],
+    eps: Sequence[Eps],
+    campaign: Campaign,
+    given: dict[str, Any],
+) -> tuple[NDArray[np.float64], list[Hit]]:
+    """The nearest example (W, N, T) of each position for each choice of tokens that move, and those inside certified radii.
+
+    Attacks move the last tokens. What few tokens do, more can do as well.
+    """
+    import numpy as np
+    import torch
+
+    from certkit.language.contradictions import Hit
+
+    attacks = importlib.import_module("certkit.attacks.language")
+    radii, y = [at.value for at in eps if at.value > 0], torch.from_numpy(proved.true)
+    names: dict[str, Any] = {"steps": given["steps"], "seed": given["seed"]}
+    last = torch.zeros(y.shape, dtype=torch.bool)
+    last[:, -1] = True
+    hits: list[Hit] = []
+    distance = np.full(proved.attacked.shape, np.inf)
+
+    def kept(place: int, attack: str, found: Any) -> None:
+        distance[place] = np.minimum(distance[place], found.distance)
+        hits.extend(Hit(place, attack, n, t, one.distance, one.example) for (n, t, _), one in found.hits.items())
+
+    for place, way in enumerate(ways):
+        within = {"within_NT": np.where(proved.proved, proved.radius[place], -np.inf)}
+        movable = torch.zeros(y.shape)
+        movable[:, -(way.tokens or y.shape[1]) :] = 1
+        free = {"movable_NT": movable, **within}
+        kept(place, "pgd", attacks.pgd(model.from_embeddings, embedded, y, radii, judged_NT=last, **free, **names))
+        kept(place, "ddn", attacks.ddn(model.from_embeddings, embedded, y, radii[-1], steps=2 * given["steps"], **free))
+        if way.tokens is None:
+            kept(place, "pgd", attacks.pgd(model.from_embeddings, embedded, y, radii, **within, **names))
+            distance[place, :, -1] = np.fmin(distance[place, :, -1], campaign.distance)
+            for attack, reached in campaign.by_attack.items():
+                hits += [
+                    Hit(
+                        place,
+                        attack,
+                        n,
+                        y.shape[1] - 1,
+                        float(reached[n]),
+                        torch.from_numpy(campaign.examples[attack][n]),
+                    )
+                    for n in np.flatnonzero(reached <= within["within_NT"][:, -1]).tolist()
+                ]
+    for fewer, more in pairwise(sorted(range(len(ways)), key=lambda place: ways[place].tokens or math.inf)):
+        distance[more] = np.minimum(distance[more], distance[fewer])
+    return distance, hits
+
+
+def substituted(model: LanguageModel, table: Positions, tokens: Tokens, seed: int) -> tuple[Substitution, ...]:
+    """Tokens replaced in some contexts until the last prediction changes, with what that costs in embedding space."""
+    import torch
+
+    from certkit.language.audit import spelled
+    from certkit.language.records import Substitution
+
+    attacks = importlib.import_module("certkit.attacks.language_tokens")
+    near = attacks.substitutes([tokens.decode([token]) for token in range(tokens.vocabulary)])
+    made = []
+    for n in range(min(SUBSTITUTED, len(table.token))):
+        label, x = int(table.predicted[n, -1]), torch.from_numpy(table.token[n])
+        greedy = attacks.greedy_coordinate_gradient(model, x, label, seed=seed)
+        for kind, one in (
+            ("greedy coordinate gradient", greedy),
+            ("mistyped", attacks.mistyped(model, x, label, near, changes=2)),
+        ):
+            made.append(
+                Substitution(
+                    kind=kind,
+                    context=n,
+                    broken=one.broken,
+                    places=one.places,
+                    before=spelled(tokens, table.token[n]),
+                    after=tuple(tokens.decode([token]) for token in one.tokens),
+                    distance=one.distance,
+                    jointly=one.jointly,
+                    radius=float(table.radius[0, n, -1]),
+                )
+            )
+    return tuple(made)
