@@ -153,7 +153,7 @@ def beside(
     else:
         known |= {AUDIT, *(file.name for file in audit.provenance.files)}
         known |= {one.example.name for one in audit.contradictions if one.example is not None}
-        _follows(directory, audit, found)
+        follows(directory, audit, found)
         if campaign is not None:
             _as_the_network(directory, audit, found, model, subject)
             _as_the_samples(audit, campaign, np.where(table.correct, table.radius, 0.0), found, data)
@@ -165,8 +165,8 @@ def beside(
         found.open("other files", f"{len(strange) - MOST_NAMED} more are no part of the audit")
 
 
-def _follows(directory: Path, audit: Audit, found: Findings) -> None:
-    """Raises Tampered unless the audit is the one that follows from the files beside it, to the last byte."""
+def follows(directory: Path, audit: Audit, found: Findings) -> None:
+    """Raises Tampered unless the audit, as ``stated``, is the one that follows from the files beside it, to the last byte."""
     fresh, examples = derived(directory, stated=audit.contradictions)
     times = {name: getattr(audit.provenance, name) for name in ("created", "seconds")}
     fresh = fresh.model_copy(update={"provenance": fresh.provenance.model_copy(update=times)})
@@ -231,8 +231,8 @@ def _made_of(directory: Path, audit: Audit, found: Findings) -> set[str]:
     for name in here:
         if not _holds(directory / name, makers[name](audit)):
             raise Tampered(
-                f"{name}: is not what certkit {__version__} makes of {AUDIT}: one of the two was changed, or it was made with "
-                f"other versions of matplotlib or pyarrow; {AGAIN}"
+                f"{name}: is not what certkit {__version__} makes of {AUDIT}: one of the two was changed or is older, or other "
+                "versions of matplotlib or pyarrow made it; run certkit report --format all again, and compare"
             )
     if here:
         found.verified(", ".join(here), f"made of {AUDIT} again, byte for byte")

@@ -2,7 +2,7 @@
 
     0.6@l2:0.25     a share of the samples, at a radius, in the audit's norm
 
-Figures of the certificate are derived again from its ledger before they are believed, and the audit must state the same.
+Before a figure is believed the whole audit is derived again from its certificate and its campaign, and must be the same.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-from certkit.errors import ConfigError, RecordError, Tampered, one_line
-from certkit.files import load
-from certkit.proof import load_certificate
+from certkit.errors import ConfigError, RecordError, one_line
+from certkit.folder import Findings, follows, stated
 from certkit.records import Audit, Rate, Record, Verdict, rounded_up
 
 Kind = Literal["min-certified", "min-executed", "min-attacked", "max-gap", "min-clean"]
@@ -85,19 +84,13 @@ def gate(directory: Path, thresholds: Sequence[Threshold]) -> Gate:
     """Judge the audit in a folder against thresholds.
 
     A refuted or inconclusive audit never passes. Raises ConfigError for a radius or a norm that was not audited,
-    Tampered where audit.json states other figures than its certificate proves, RecordError where a file is missing.
+    Tampered where audit.json is not what certificate and campaign give, RecordError where there is none.
     """
     directory = Path(directory)
-    certificate, _, _ = load_certificate(directory)
-    source = directory / "audit.json"
-    if not source.is_file():
+    audit = stated(directory)
+    if audit is None:
         raise RecordError(f"{one_line(directory)}: no audit.json here; run certkit audit or certkit report first")
-    audit = load(Audit, source)
-    stated = tuple((point.eps, point.certified) for point in audit.curve)
-    proved = tuple((point.eps, point.certified) for point in certificate.certified)
-    both = ("subject", "data", "clean", "threat", "execution", "without_local", "median_radius")
-    if stated != proved or any(getattr(audit, name) != getattr(certificate, name) for name in both):
-        raise Tampered("audit.json: states other figures than its certificate proves; run certkit report again")
+    follows(directory, audit, Findings())
     judged = tuple(_judge(audit, threshold) for threshold in thresholds)
     passed = audit.verdict in ("NOT REFUTED", "NOT EVALUATED") and all(one.met for one in judged)
     return Gate(passed=passed, verdict=audit.verdict, thresholds=judged)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 import certkit
+from certkit import certified
+from certkit.campaign import load_campaign, seal
 from certkit.cli import main
 from certkit.errors import ConfigError, RecordError, Tampered
-from certkit.files import load, save
+from certkit.files import digest_file, load, save
 from certkit.gate import Threshold, gate
-from certkit.records import Audit
+from certkit.records import Audit, Certificate
 from tests.networks import labelled_by, linear, samples
 
 EPS = ("0.01", "0.05", "0.1")
@@ -102,7 +106,19 @@ def test_an_audit_that_claims_more_than_its_certificate_is_refused(copy: Path) -
     )
     with pytest.raises(Tampered) as error:
         gate(copy, [Threshold.of("min-clean", "0")])
-    assert str(error.value) == "audit.json: states other figures than its certificate proves; run certkit report again"
+    assert str(error.value) == (
+        "audit.json: clean is not what the files beside it give; run certkit report again, and compare"
+    )
+
+
+@pytest.mark.parametrize("name", ["verdict", "curve"])
+def test_what_the_attacks_left_is_derived_from_them(copy: Path, name: str) -> None:
+    audit = load(Audit, copy / "audit.json")
+    best = tuple(point.model_copy(update={"attacked": audit.clean}) for point in audit.curve)
+    forged = {"verdict": {"verdict": "INCONCLUSIVE"}, "curve": {"curve": best}}[name]
+    save(audit.model_copy(update=forged), copy / "audit.json")
+    with pytest.raises(Tampered, match=rf"^audit\.json: {name} is not what the files beside it give"):
+        gate(copy, [Threshold.of("min-attacked", "0@l2:0.1")])
 
 
 def test_without_an_audit_there_is_nothing_to_judge(copy: Path) -> None:
@@ -133,13 +149,42 @@ def test_what_is_claimed_of_the_execution_is_a_threshold_of_its_own(copy: Path) 
     point = audit.execution.certified[0].model_copy(update={"certified": raised})
     forged = audit.execution.model_copy(update={"certified": (point, *audit.execution.certified[1:])})
     save(audit.model_copy(update={"execution": forged}), copy / "audit.json")
-    with pytest.raises(Tampered, match="states other figures than its certificate proves"):
+    with pytest.raises(Tampered, match=r"^audit\.json: execution is not what the files beside it give"):
         gate(copy, [Threshold.of("min-executed", "0@l2:0.01")])
 
 
-@pytest.mark.parametrize(("verdict", "code"), [("REFUTED", 4), ("INCONCLUSIVE", 3)])
-def test_a_refuted_or_inconclusive_audit_never_passes(copy: Path, verdict: str, code: int) -> None:
-    save(load(Audit, copy / "audit.json").model_copy(update={"verdict": verdict}), copy / "audit.json")
+def too_large(folder: Path) -> None:
+    """Radii of the certificate that its campaign refutes."""
+    stated = load(Certificate, folder / "certificate.json")
+    rows = certified.read(folder / stated.table.name)
+    rows = replace(rows, radius=rows.radius + 1.0)
+    certified.write(rows, folder / stated.table.name)
+    eps, told = stated.threat.eps, stated.execution
+    of = {name: getattr(told, name) for name in ("arithmetic", "pair_error", "reasons", "assumptions")}
+    changes = {
+        "certified": certified.certified_counts(rows, eps),
+        "median_radius": certified.median_radius(rows),
+        "without_local": certified.without_local(rows, eps),
+        "execution": certified.executed(rows, eps, **of),
+        "table": stated.table.model_copy(update={"sha256": digest_file(folder / stated.table.name)}),
+    }
+    save(stated.model_copy(update=changes), folder / "certificate.json")
+
+
+def check_failed(folder: Path) -> None:
+    """A check of the campaign on itself that fails."""
+    campaign = load_campaign(folder)
+    first, *others = campaign.checks
+    checks = (first.model_copy(update={"status": "fail"}), *others)
+    save(seal(folder / "campaign", campaign.plan, checks), folder / "campaign" / "checks.json")
+
+
+@pytest.mark.parametrize(("spoil", "verdict", "code"), [(too_large, "REFUTED", 4), (check_failed, "INCONCLUSIVE", 3)])
+def test_a_refuted_or_inconclusive_audit_never_passes(
+    copy: Path, spoil: Callable[[Path], None], verdict: str, code: int
+) -> None:
+    spoil(copy)
+    assert certkit.audit(copy, model=linear()).verdict == verdict
     assert not gate(copy, [Threshold.of("min-clean", "0")]).passed
     assert CliRunner().invoke(main, ["gate", str(copy), "--min-clean", "0"]).exit_code == code
 

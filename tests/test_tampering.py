@@ -210,8 +210,8 @@ def test_the_command_says_so_with_its_documented_code(folder: Path) -> None:
     told = run(main, ["verify", str(folder)])
     assert (told.exit_code, told.stdout) == (2, "")
     assert told.stderr == (
-        f"certkit: report.html: is not what certkit {certkit.__version__} makes of audit.json: one of the two was changed, or it "
-        "was made with other versions of matplotlib or pyarrow; run certkit report again, and compare\n"
+        f"certkit: report.html: is not what certkit {certkit.__version__} makes of audit.json: one of the two was changed or is "
+        "older, or other versions of matplotlib or pyarrow made it; run certkit report --format all again, and compare\n"
     )
 
 
