@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import certkit
+from certkit.cli import main
 from certkit.commands.loading import load_model
 from certkit.data import Dataset
 from certkit.engine.interpret import Interpreter
@@ -120,6 +122,19 @@ def test_a_folder_of_images_is_certified_in_units_of_its_images(tmp_path: Path) 
     # 1 / std is at most 5: the same network without it, on a smaller box, moves no more than that less.
     assert certificate.pair_gain[0][1] > 2 * ledger.pairs.gain[0][1].to_float()
     assert certificate.subject.sha256 == subject.sha256
+
+
+def test_the_report_reads_a_folder_as_it_was_certified(tmp_path: Path) -> None:
+    path, _ = folder(tmp_path, "resnet", preprocessor=None)
+    module, subject = load_model(path, normalisation="none")
+    data = Dataset.of(images(), [0, 1, 2, 0], name="random", classes=["a", "b", "c"])
+    certkit.certify(module, data, eps=["0.001"], out=tmp_path / "out", subject=subject)
+    words = ["report", str(tmp_path / "out"), "--checkpoint", str(path)]
+    unread = CliRunner().invoke(main, words)
+    assert unread.exit_code == 2
+    assert "--normalisation none for a network that reads images in [0, 1] as they are" in unread.output
+    found = CliRunner().invoke(main, [*words, "--normalisation", "none"])
+    assert found.exit_code == 0, found.output
 
 
 def test_the_identity_is_what_sha256sum_says_of_the_files(tmp_path: Path) -> None:

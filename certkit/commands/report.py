@@ -26,13 +26,14 @@ FORMATS = ("csv", "parquet", "sarif", "junit", "markdown", "model-card", "cyclon
     multiple=True,
     help="Write a twin of the report as well, for other programs; may be given several times.",
 )
-@options.together(options.factory, options.allow_pickle, options.as_json)
+@options.together(*options.network, options.as_json)
 def report(
     directory: Path,
     checkpoint: Path | None,
     formats: tuple[str, ...],
     model: str | None,
     allow_pickle: bool,
+    normalisation: str | None,
     json: bool,
 ) -> None:
     """Reconcile the certificate and the campaign in DIRECTORY and write audit.json and report.html there."""
@@ -42,7 +43,7 @@ def report(
     if checkpoint is not None:
         from certkit.commands.loading import load_model
 
-        module, subject = load_model(checkpoint, factory=model, allow_pickle=allow_pickle)
+        module, subject = load_model(checkpoint, factory=model, allow_pickle=allow_pickle, normalisation=normalisation)
 
     def twins() -> list[Path]:
         write = importlib.import_module("certkit.reports.twins").write  # by name: reports stands above
