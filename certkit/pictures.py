@@ -177,9 +177,7 @@ def _as_stated(campaign: Campaign, rows: NDArray[np.int64], images: Images) -> N
 
 def _images(campaign: Campaign, data: Dataset) -> Images:
     if data.record.sha256 != campaign.plan.data.sha256:
-        raise RecordError(
-            "the samples given are not those that were attacked; name the same --data, --split and --limit"
-        )
+        raise RecordError("the samples given are not those that were attacked; give the data set of the certificate")
     images: Images = np.asarray(data.images, np.float32)
     if images.shape != campaign.adversarial.shape:
         raise Tampered("campaign/shards: the examples are not of the shape of the samples; run the attack again")

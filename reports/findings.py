@@ -303,6 +303,7 @@ def commands(audit: Audit) -> tuple[str, ...]:
             f" --device {shlex.quote(device)} --threads {count} --out DIR"
         )
 
+    pictured = f" --data {shlex.quote(audit.data.name)}" if audit.pictures.shown else ""
     if campaign is None:
         again = [command("certify", here.device, here.threads, attacks=False), "certkit report DIR"]
     elif campaign.threads == here.threads:
@@ -311,7 +312,7 @@ def commands(audit: Audit) -> tuple[str, ...]:
         again = [
             command("certify", here.device, here.threads, attacks=False),
             command("attack", campaign.device, campaign.threads, attacks=True),
-            "certkit report DIR --checkpoint CHECKPOINT",
+            f"certkit report DIR --checkpoint CHECKPOINT{pictured}",
         ]
     return (
         "sha256sum CHECKPOINT/model.safetensors",

@@ -29,6 +29,7 @@ from .columns import block, column, missing
 from .findings import NORMS, Findings
 from .health import UNMEASURED, Inside
 from .health_figures import health_figures
+from .pictures import Gallery
 from .rounding import Direction, Number, percent, significant
 from .standards import mappings
 from .tree import tree
@@ -81,6 +82,13 @@ SECTIONS = (
 )
 
 
+# What stands in the page already: the samples in a block of their own, the pictures where they are shown.
+ELSEWHERE: dict[str, Any] = {
+    "samples": True,
+    "pictures": {"shown": {"__all__": {"input", "adversarial", "difference"}}},
+}
+
+
 def render(audit: Audit) -> str:
     """The page as HTML text: a pure function of the audit, byte for byte."""
     environment, found = templates(), Findings.of(audit)
@@ -102,10 +110,12 @@ def render(audit: Audit) -> str:
         inside=Inside.of(audit),
         unmeasured=UNMEASURED,
         bins=figures.bins(audit),
-        policy=policy(style, script),
+        gallery=Gallery.of(audit, found),
+        pictured={one.index for one in audit.pictures.shown},
+        policy=policy(style, script, pictures=True),
         style=inlined(style),
         script=inlined(script),
-        record=inlined(embedded(audit.model_dump(mode="json", exclude={"samples"}))),
+        record=inlined(embedded(audit.model_dump(mode="json", exclude=ELSEWHERE))),
         samples=inlined(embedded(block(audit, found))),
     )
 
@@ -123,10 +133,11 @@ def report(directory: Path, *, out: Path | None = None) -> Path:
     return page
 
 
-def policy(style: str, script: str) -> str:
-    """The content security policy: this style, this script, nothing else from anywhere."""
+def policy(style: str, script: str, *, pictures: bool = False) -> str:
+    """The content security policy: this style, this script, pictures inside the page where it has any, nothing else."""
+    images = "img-src data:; " if pictures else ""
     return (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; {images}"
         "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'"
     )
 
@@ -164,6 +175,7 @@ def templates() -> Environment:
         column=column,
         missing=lambda row, audit: missing(audit, row),
         percent=percent,
+        png=_png,
         ratio=_ratio,
         grouped=_grouped,
         plain=_plain,
@@ -199,6 +211,11 @@ def _outward(value: Number, direction: Direction, digits: int = 3) -> str:
         return significant(value, direction, digits)
     except (ValueError, ArithmeticError):
         return str(value)
+
+
+def _png(held: str) -> Markup:
+    """Where the browser finds a picture of the record: in the address itself, which holds base64 and nothing else."""
+    return inlined("data:image/png;base64," + base64.b64encode(base64.b64decode(held, validate=True)).decode())
 
 
 def _ratio(part: int, whole: int, direction: Direction) -> str:

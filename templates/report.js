@@ -7,6 +7,7 @@
   // All samples, by column: numbers as the bytes of float64, little-endian as in every browser.
   const block = read("all-samples");
   const shown = block.shown;
+  const pictured = new Set(read("audit").pictures.shown.map(({ index }) => index));
   const floats = (text) => new Float64Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
   const [margin, radius, recorded] = [block.margin, block.radius, block.distance].map(floats);
   const unchanged = new Set(block.unchanged);
@@ -60,6 +61,15 @@
         link.href = `#${row.id}`;
         link.append(inside);
         inside = link;
+        if (pictured.has(block.index[at])) {
+          const see = document.createElement("a");
+          see.className = "see";
+          see.href = `#p${block.index[at]}`;
+          see.setAttribute("aria-label", `Pictures of sample ${block.index[at]}`);
+          see.append(glyph("picture"));
+          inside = document.createDocumentFragment();
+          inside.append(link, see);
+        }
       }
       if (column === columns.length - 1) {
         cell.className = inside;
@@ -159,7 +169,12 @@
       distance: Number.isNaN(recorded[at]) ? null : recorded[at],
       index: block.index[at], label: block.label[at], margin: margin[at], predicted: block.predicted[at], radius: radius[at],
     }));
-    return JSON.stringify({ ...read("audit"), samples }, null, 1);
+    const record = read("audit");
+    const pictures = record.pictures.shown.map((one) => {
+      const [input, adversarial, difference] = [...byId(`p${one.index}`).querySelectorAll("img")].map((image) => image.src.split(",")[1]);
+      return { ...one, input, adversarial, difference };
+    });
+    return JSON.stringify({ ...record, pictures: { ...record.pictures, shown: pictures }, samples }, null, 1);
   };
   const copy = byId("copy");
   copy.hidden = false;

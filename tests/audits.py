@@ -95,7 +95,7 @@ def pictures(rows: tuple[Sample, ...]) -> Pictures:
         draw = np.random.default_rng(row.index)
         image = draw.random((1, 8, 8), np.float32)
         direction = draw.normal(size=(1, 8, 8))
-        example = np.clip(image + direction * (row.distance or 0.0) / np.linalg.norm(direction), 0, 1).astype(
+        example = np.clip(image + direction / np.linalg.norm(direction) * (row.distance or 0.0), 0, 1).astype(
             np.float32
         )
         difference, factor = contrast(image, example, (0.0, 1.0))
@@ -369,6 +369,7 @@ def with_float_gaps(audit: Audit, rows: tuple[int, ...]) -> Audit:
     return audit.model_copy(
         update={
             "samples": samples_,
+            "pictures": pictures(samples_),
             "curve": tuple(
                 point.model_copy(
                     update={
@@ -482,4 +483,6 @@ def point(certified: int, attacked: int, total: int = 360) -> CurvePoint:
 
 
 def audit_with(**changes: Any) -> Audit:
+    if "samples" in changes:  # a picture is of a sample of its audit
+        changes = {"pictures": pictures(changes["samples"]), **changes}
     return example_audit(8).model_copy(update=changes)

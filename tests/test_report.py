@@ -28,6 +28,7 @@ from certkit.reports import render, report
 from certkit.reports.figures import curve, stairs
 from certkit.reports.findings import Findings
 from certkit.reports.page import SECTIONS
+from certkit.reports.pictures import Gallery
 from certkit.reports.standards import mappings
 from tests.audits import audit_with, example_audit, page_of, point, rate, with_float_gaps
 from tests.hostile import PAYLOADS, at, poisoned
@@ -122,13 +123,22 @@ def test_no_string_of_a_record_becomes_markup(payload: str) -> None:
     assert page.shape() <= clean
     assert one_line(payload) in page.text
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
-    links = [value for _, attributes in page.elements for name, value in attributes.items() if name in {"href", "src"}]
+    links = [value for _, attributes in page.elements for name, value in attributes.items() if name == "href"]
     assert all(link is not None and link.startswith("#") for link in links)
+    sources = [value for _, attributes in page.elements for name, value in attributes.items() if name == "src"]
+    assert sources == [f"data:image/png;base64,{png}" for png in shown_pngs(audit)]
     assert all(c == "\n" or c.isprintable() for c in html), "control or direction characters stand in the page"
 
 
+def shown_pngs(audit: Audit) -> list[str]:
+    """Every PNG of an audit, in the order in which the page shows them."""
+    gallery = Gallery.of(audit, Findings.of(audit))
+    cards = [card.picture for card in (*gallery.first, *gallery.folded)]
+    return [png for one in cards for png in (one.input, one.adversarial, one.difference)]
+
+
 def embedded(page: str) -> dict[str, Any]:
-    """The audit that a page holds: the record beside the columns of its samples, read as the script reads them."""
+    """The audit that a page holds: the record, its pictures and the columns of its samples, read as the script reads them."""
     record, block = (
         json.loads(re.search(rf'<script type="application/json" id="{name}">([^<]*)</script>', page)[1])  # type: ignore[index]
         for name in ("audit", "all-samples")
@@ -139,6 +149,11 @@ def embedded(page: str) -> dict[str, Any]:
     )
     attacks = [None if at < 0 else block["attacks"][at] for at in block["attack"]]
     keys = ("index", "label", "predicted", "margin", "radius", "distance", "attack")
+    for one in record["pictures"]["shown"]:
+        card = re.search(rf'<figure class="card" id="p{one["index"]}">.*?</figure>', page, re.DOTALL)
+        assert card
+        pngs = re.findall(r'<img src="data:image/png;base64,([^"]*)"', card[0])
+        one.update(zip(("input", "adversarial", "difference"), pngs, strict=True))
     columns = (block["index"], block["label"], block["predicted"], *floats, attacks)
     return record | {"samples": [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]}
 
@@ -170,7 +185,7 @@ def test_the_policy_names_exactly_the_style_and_the_script_of_the_page() -> None
         "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)
     ]
     assert policy[1].replace("&#39;", "'") == (
-        f"default-src 'none'; style-src '{digests[0]}'; script-src '{digests[1]}'; "
+        f"default-src 'none'; style-src '{digests[0]}'; script-src '{digests[1]}'; img-src data:; "
         "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'"
     )
 
@@ -178,7 +193,7 @@ def test_the_policy_names_exactly_the_style_and_the_script_of_the_page() -> None
 @EVERY_VERDICT
 def test_the_page_fetches_nothing_and_styles_nothing_in_attributes(verdict: Verdict) -> None:
     html = page_of(verdict)
-    assert not re.search(r"https?:|\bsrc=|@import|url\((?!#)|<link|<iframe|<img", html)
+    assert not re.search(r"https?:|\bsrc=(?!\"data:image/png;base64,)|@import|url\((?!#)|<link|<iframe", html)
     assert not [tag for tag, attributes in Page(html).elements if "style" in attributes]
 
 

@@ -364,7 +364,7 @@ def test_where_certificate_and_campaign_took_other_threads_there_is_a_command_fo
     assert commands(audit)[1:4] == (
         f"certkit certify {rest} --device cpu --threads 1 --out DIR",
         f"certkit attack {rest} --suite standard --seed 0 --device cpu --threads 2 --out DIR",
-        "certkit report DIR --checkpoint CHECKPOINT",
+        "certkit report DIR --checkpoint CHECKPOINT --data digits",
     )
     assert "threads (1 thread to certify, 2 threads to attack)" in Page(render(audit)).text
 

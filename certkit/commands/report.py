@@ -26,10 +26,12 @@ FORMATS = ("csv", "parquet", "sarif", "junit", "markdown", "model-card", "cyclon
     multiple=True,
     help="Write a twin of the report as well, for other programs; may be given several times.",
 )
+@click.option("--data", help="Data set of the certificate, to draw the pictures of samples anew.")
 @options.together(*options.network, options.as_json)
 def report(
     directory: Path,
     checkpoint: Path | None,
+    data: str | None,
     formats: tuple[str, ...],
     model: str | None,
     allow_pickle: bool,
@@ -45,8 +47,17 @@ def report(
 
         module, subject = load_model(checkpoint, factory=model, allow_pickle=allow_pickle, normalisation=normalisation)
 
+    samples = None
+    if data is not None:
+        from certkit.data import load
+        from certkit.files import load as read
+        from certkit.records import Certificate
+
+        record = read(Certificate, directory / "certificate.json").data
+        samples = load(data, record.split, limit=record.count)
+
     def twins() -> list[Path]:
         write = importlib.import_module("certkit.reports.twins").write  # by name: reports stands above
         return [*write(directory, FORMATS if "all" in formats else formats)] if formats else []
 
-    finish(directory, module, subject, json=json, also=twins)
+    finish(directory, module, subject, data=samples, json=json, also=twins)

@@ -20,7 +20,7 @@ from certkit.records.base import Count, Record
 MOST = 60  # samples with pictures
 BUDGET = 450_000  # characters of base64 over all pictures
 SIDE = 512  # pixels of the longer side of a picture
-FACTORS = (0.2, 0.5, *(float(step * 10**power) for power in range(4) for step in (1, 2, 5)))
+FACTORS = (0.4, 0.5, 0.6, 0.8, *(step * 10.0**power for power in range(4) for step in (1, 1.5, 2, 3, 4, 5, 6, 8)))
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOURS = {0: 1, 2: 3}  # PNG's colour type: channels
