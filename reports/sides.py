@@ -17,12 +17,33 @@ from certkit.files import canonical, digest, load
 from certkit.records import Audit, Count, Data, Eps, Rate, Record, Sample, Sha256, Subject, Verdict
 
 from .claims import Claims
+from .health import Inside
 
 Fate = Literal["regressed", "improved", "same"]
 
 
+class Within(Record):
+    """The largest numbers inside one network and in its training; None where there is no such number.
+
+    Entries and attention logits were seen on the samples, and are certified for every input; ``held`` names the formats that
+    no input exceeds. Norms over caps, spikes and gradients are those of the training run, over all that it recorded.
+    """
+
+    seen: Annotated[float, Field(ge=0)]
+    certified: str
+    logit_seen: Annotated[float, Field(ge=0)] | None
+    logit_certified: str | None
+    held: tuple[str, ...]
+    norm_over_cap: Annotated[float, Field(ge=0)] | None
+    spikes: Count | None
+    gradient_norm: Annotated[float, Field(ge=0)] | None
+
+
 class Side(Record):
-    """One audit in a few figures. ``refuted``: its certified figures are claims that an example disproves."""
+    """One audit in a few figures. ``refuted``: its certified figures are claims that an example disproves.
+
+    ``inside`` is None where nothing was measured inside the network.
+    """
 
     audit_sha256: Sha256
     verdict: Verdict
@@ -33,6 +54,7 @@ class Side(Record):
     clean: Rate
     median_radius: Annotated[float, Field(ge=0)]
     median_distance: Annotated[float, Field(ge=0)] | None
+    inside: Within | None
 
 
 class Split(Record):
@@ -133,10 +155,28 @@ def _side(audit: Audit) -> Side:
     return Side(
         audit_sha256=digest(canonical(audit).encode()),
         refuted=Claims.of(audit).refuted,
+        inside=_within(audit),
         **{
             name: getattr(audit, name)
             for name in ("verdict", "verdict_reason", "subject", "data", "clean", "median_radius", "median_distance")
         },
+    )
+
+
+def _within(audit: Audit) -> Within | None:
+    places = Inside.of(audit)
+    if places is None or audit.health is None:
+        return None
+    health, run = audit.health, audit.health.training
+    return Within(
+        seen=health.parts[places.measured].measured,
+        certified=health.parts[places.certified].certified,
+        logit_seen=None if places.scored is None else health.scores[places.scored].measured,
+        logit_certified=None if places.bounded is None else health.scores[places.bounded].certified,
+        held=tuple(fit.name for fit in health.fits if fit.fits),
+        norm_over_cap=None if run is None else run.steps.largest_norm_over_cap,
+        spikes=None if run is None else run.steps.spikes,
+        gradient_norm=None if run is None else run.steps.largest_gradient_norm,
     )
 
 

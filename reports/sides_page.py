@@ -13,9 +13,10 @@ from certkit.records import Audit, Rate
 
 from .figures import framed, label, stairs
 from .findings import NORMS, absent
+from .health import UNMEASURED
 from .page import inlined, policy, source_of, templates
 from .rounding import percent, significant
-from .sides import Compared, Side, compare, read
+from .sides import Compared, Side, Within, compare, read
 from .svg import INKS, draw
 
 MOST = 200  # changed samples on the page; the JSON beside it holds them all
@@ -48,6 +49,7 @@ def render(first: Audit, second: Audit) -> str:
         figure=None if drawn is None else inlined(drawn),
         rows=found.changes[:MOST],
         classes=first.data.classes,
+        unmeasured=UNMEASURED,
         policy=policy(style, ""),
         style=inlined(style),
     )
@@ -65,6 +67,7 @@ def lines(found: Compared) -> list[str]:
         p_value = "" if split is None else significant(split.p_value, "up", 2)
         first, second = (_share(rate) for rate in point.certified)
         said.append(f"{one_line(point.eps.text, 10):<12}{first:<24}{second:<24}{counts:<26}{p_value}".rstrip())
+    said += [*_inside("first ", found.first.inside), *_inside("second", found.second.inside)]
     if found.unpaired:
         return [*said, found.unpaired]
     said.append(f"{found.regressed} samples regressed, {found.improved} improved, {found.same} as before")
@@ -80,6 +83,24 @@ def _side(name: str, side: Side) -> str:
     claimed = " (its certified figures are claims, and refuted)" if side.refuted else ""
     subject = f"{one_line(side.subject.architecture, 60)} {side.subject.sha256[:12]}"
     return f"{name}  {side.verdict}{claimed}  {subject}, clean {_share(side.clean)}"
+
+
+def _inside(name: str, inside: Within | None) -> list[str]:
+    """The largest numbers of one network and of its training, none where nothing was measured."""
+    if inside is None:
+        return []
+    line = f"{name}  largest number inside {significant(inside.seen, 'down', 4)} seen, at most {_outward(inside.certified)}"
+    if inside.norm_over_cap is not None:
+        line += f"; norm over cap {significant(inside.norm_over_cap, 'up', 4)}"
+    return [line if inside.spikes is None else f"{line}; loss spikes {inside.spikes}"]
+
+
+def _outward(bound: str) -> str:
+    """An upper bound as people read it; a text that is no number is shown as it stands."""
+    try:
+        return significant(bound, "up", 4)
+    except (ValueError, ArithmeticError):
+        return one_line(bound, 40)
 
 
 def _share(rate: Rate) -> str:
