@@ -10,13 +10,57 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from certkit.bounds.spectral import euclidean, up
 from certkit.data import Array, Dataset, fingerprint
-from certkit.errors import ConfigError, DataError, one_line
-from certkit.foreign.huggingface import Foreign
+from certkit.errors import ConfigError, DataError, Refusal, one_line
+from certkit.foreign.huggingface import LANGUAGE, Embedded, Foreign
+from certkit.models.gpt import LanguageModel
 from certkit.records import Data
+
+PROBED = 8  # tokens on which a network's parts are held against the network
+
+
+class Body(nn.Module):
+    """Embeddings (batch, tokens, features) -> what the head reads of each token: positions are added here, by the network."""
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.transformer(inputs_embeds=x, use_cache=False).last_hidden_state
+        return hidden
+
+
+def language_model(network: Foreign) -> LanguageModel:
+    """A causal language model of Hugging Face as certkit's three parts: table of embeddings, body, head; in eval mode.
+
+    Raises ConfigError for another network, Refusal when the parts together are not the network: on the first tokens of the
+    vocabulary their logits must be the same to float32 rounding.
+    """
+    module = network.module
+    if not isinstance(module, Embedded) or not module.language:
+        raise ConfigError(
+            f"{network.subject.architecture} is no causal language model; expected one of {', '.join(LANGUAGE.values())}"
+        )
+    whole: nn.Module = module.network
+    table, head = whole.get_input_embeddings(), whole.get_output_embeddings()  # type: ignore[operator]
+    model = LanguageModel(
+        table,
+        nn.Sequential(Body(whole.transformer)),  # type: ignore[arg-type]
+        head,
+        context=int(whole.config.n_positions),  # type: ignore[union-attr, arg-type]
+    ).eval()
+    ids = torch.arange(min(PROBED, model.context)).remainder(len(table.weight)).unsqueeze(0)
+    with torch.no_grad():
+        own, theirs = model(ids), whole(input_ids=ids, use_cache=False).logits
+    if own.shape != theirs.shape or not torch.allclose(own, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max())):
+        raise Refusal(
+            f"{network.subject.architecture}: its embeddings, body and head do not make its logits; certkit would speak of another network"
+        )
+    return model
 
 
 def embedded(

@@ -78,9 +78,10 @@ def bounded(model: LanguageModel, context: int, reach: float) -> Bounded:
     everywhere, jointly = (interpret(norm, found.box, token_size=found.longest) for norm in ("token", "l2"))
     deployed = interpret("token", found.box, token_size=found.longest, arithmetic=program.arithmetic)
     head, name = head_of(program, everywhere.pairs.l2)
-    read = next((step for step in everywhere.steps if step.node == name), None)
-    if read is None or read.rule != "part":
-        raise Refusal("the head of this model reads more than one token; expected a language model such as gpt")
+    known = {step.node: step for step in everywhere.steps}
+    read = known[name]
+    if read.rule != "part" or known[read.inputs[0]].bound.shape[:-1] != (1, context):
+        raise Refusal("the head of this model does not read one token each; expected a language model such as gpt")
     return Bounded(
         program=program,
         domain=found,

@@ -32,6 +32,7 @@ GPT2_FILES = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }  # with the sha256 that tiktoken pins too
 GPT2_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # names the files in tiktoken's cache
+GPT2_ELSEWHERE = {"vocab.bpe": "merges.txt", "encoder.json": "vocab.json"}  # the same files in folders of Hugging Face
 BOTH = " and ".join(GPT2_FILES)
 
 
@@ -82,6 +83,8 @@ class Character:
 class GPT2:
     """GPT-2's byte pairs, executed by tiktoken; ``folder`` holds the two published files, None means tiktoken's cache.
 
+    In a folder of Hugging Face these are merges.txt and vocab.json.
+
     The files are checked by sha256, so there is one GPT-2 wherever they lie, and nothing is ever downloaded. Every text
     is ordinary text: ``<|endoftext|>`` in it does not become the token 50256.
     """
@@ -106,7 +109,7 @@ class GPT2:
     def files(self) -> list[Path]:
         """vocab.bpe and encoder.json, checked. Raises DataError when they are missing or not those of GPT-2."""
         shown = "tiktoken's cache" if self.folder is None else f"folder {one_line(self.folder.name, 80)!r}"
-        found = _tiktoken_cache() if self.folder is None else [self.folder / name for name in GPT2_FILES]
+        found = _tiktoken_cache() if self.folder is None else [_named(self.folder, name) for name in GPT2_FILES]
         for (name, expected), path in zip(GPT2_FILES.items(), found, strict=True):
             try:
                 given = digest_file(path) if path.is_file() else None
@@ -156,6 +159,12 @@ def gpt2(tokenizer: str | Path) -> GPT2 | None:
     found = GPT2(Path(folder).resolve())
     found.files()
     return found
+
+
+def _named(folder: Path, name: str) -> Path:
+    """Where a folder holds one of the published files, whichever of its two names it has there."""
+    other = folder / GPT2_ELSEWHERE[name]
+    return other if other.is_file() and not (folder / name).is_file() else folder / name
 
 
 def _codes(text: str) -> NDArray[np.uint32]:
