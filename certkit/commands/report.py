@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import importlib
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import click
 
 from certkit.commands import options
 
-FORMATS = ("csv", "parquet", "sarif", "junit", "markdown", "model-card", "cyclonedx", "in-toto")
+
+def twins() -> Any:
+    """The module that writes the twins, by name, as reports stands above; it draws figures, so it is asked for when needed."""
+    return importlib.import_module("certkit.reports.twins")
+
+
+class Twins(click.Choice[str]):
+    """The twins that reports has, or all of them."""
+
+    case_sensitive = True
+
+    def __init__(self) -> None:
+        """Nothing is read yet."""
+
+    @cached_property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("all", *twins().TWINS)
 
 
 @click.command()
@@ -22,16 +40,14 @@ FORMATS = ("csv", "parquet", "sarif", "junit", "markdown", "model-card", "cyclon
 @click.option(
     "--format",
     "formats",
-    type=click.Choice(["all", *FORMATS]),
+    type=Twins(),
     multiple=True,
     help="Write a twin of the report as well, for other programs; may be given several times.",
 )
-@click.option("--data", help="Data set of the certificate, to draw the pictures of samples anew.")
 @options.together(*options.network, options.as_json)
 def report(
     directory: Path,
     checkpoint: Path | None,
-    data: str | None,
     formats: tuple[str, ...],
     model: str | None,
     allow_pickle: bool,
@@ -47,17 +63,7 @@ def report(
 
         module, subject = load_model(checkpoint, factory=model, allow_pickle=allow_pickle, normalisation=normalisation)
 
-    samples = None
-    if data is not None:
-        from certkit.data import load
-        from certkit.files import load as read
-        from certkit.records import Certificate
+    def also() -> list[Path]:
+        return [*twins().write(directory, twins().TWINS if "all" in formats else formats)] if formats else []
 
-        record = read(Certificate, directory / "certificate.json").data
-        samples = load(data, record.split, limit=record.count)
-
-    def twins() -> list[Path]:
-        write = importlib.import_module("certkit.reports.twins").write  # by name: reports stands above
-        return [*write(directory, FORMATS if "all" in formats else formats)] if formats else []
-
-    finish(directory, module, subject, data=samples, json=json, also=twins)
+    finish(directory, module, subject, json=json, also=also)
