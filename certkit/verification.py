@@ -13,7 +13,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from certkit.engine.program import Program, export
 from certkit.errors import CheckpointError, ConfigError, DataError, Tampered, one_line
 from certkit.files import digest_file
 from certkit.folder import DIGITS, Findings, Statement, beside, stated
+from certkit.language import verification as language
 from certkit.machine import pinned
 from certkit.proof import load_certificate
 from certkit.records import Certificate, Record, Sha256, Subject
@@ -121,6 +122,18 @@ def verify(
     return Verification(
         certificate=digest_file(directory / "certificate.json"),
         subject=certificate.subject,
+        verified=tuple(found.yes),
+        not_verified=tuple(found.no),
+    )
+
+
+def verify_language(directory: Path, **given: Any) -> Verification:
+    """Check a folder of ``certkit language``: see ``certkit.language.verification``, which takes what is given here."""
+    found = Findings()
+    record = language.verify_language(directory, found, _no_less, **given)
+    return Verification(
+        certificate=digest_file(directory / language.NAME),
+        subject=record.subject,
         verified=tuple(found.yes),
         not_verified=tuple(found.no),
     )

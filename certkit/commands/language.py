@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from certkit.models.gpt import LanguageModel
     from certkit.records import Subject
     from certkit.text.tokens import Tokens
+    from certkit.verification import Verification
 
 SHOWN = 4  # contexts that the report spells out
 TABLE = "positions.parquet"
@@ -123,6 +124,55 @@ def read(model: LanguageModel, given: dict[str, Any]) -> tuple[Tokens, Tensor, T
         other = "; give --tokenizer gpt2, or the folder with its files" if rows == GPT2_VOCABULARY else ""
         raise ConfigError(f"the text has a vocabulary of {tokens.vocabulary}, the model one of {rows}{other}")
     return tokens, *tokens.windows(given["context"] or model.context, given["contexts"])
+
+
+def verified(directory: Path, given: dict[str, Any], told: Callable[..., list[str]]) -> tuple[Verification, list[str]]:
+    """What ``certkit verify`` finds of a language audit, and its lines; the checkpoint and the text are read where named."""
+    from certkit.language.verification import read as stated
+    from certkit.text.tokens import load_text
+    from certkit.verification import verify_language
+
+    model = subject = text = None
+    if given["checkpoint"] is not None:
+        model, subject = load(given["checkpoint"])
+    if given["data"] is not None:
+        record = stated(directory).record.data
+        tokenizer = "character" if record.tokenizer.startswith("character:") else record.tokenizer
+        text = load_text(given["data"], record.split, tokenizer=tokenizer)
+    names = {name: given[name] for name in ("samples", "seed")}
+    found = verify_language(directory, model=model, subject=subject, text=text, **names)
+    return found, told(found, None)
+
+
+def replayed(directory: Path, number: int, checkpoint: Path, *, json: bool) -> None:
+    """One contradiction of a language audit run again; exits with 4 where it refutes a claim, 3 where it does not come out again."""
+    from certkit.language.contradictions import replay
+    from certkit.language.verification import read as stated
+    from certkit.language.verification import same_subject
+
+    model, subject = load(checkpoint)
+    held = stated(directory)
+    same_subject(held.record, subject)
+    found = replay(directory, held.record, held.table, model, number)
+    one = found.stated
+    where = f"context {one.context}, position {one.position}"
+    lines = [
+        f"{where}, {one.moves} moved by {one.attack}: {one_line(repr(''.join(one.text)), 120)}",
+        f"certified   {one_line(repr(one.predicted), 40)} up to {one.radius:.9g} ({one.float_radius:.9g} as executed)",
+        f"distance    stated {one.distance:.9g}, now {found.distance:.9g} (both rounded up)",
+        f"prediction  token {found.answer}, certified token {found.held}",
+        f"margin      {found.reference_margin:.6g} in float64",
+        f"disproves   stated {one.refutes}, now {found.refutes}",
+    ]
+    told = {
+        "stated": one.model_dump(mode="json"), "distance": found.distance, "reference_margin": found.reference_margin,
+        "prediction": found.answer, "certified": found.held, "disproves": found.refutes, "reproduced": found.reproduced,
+    }  # fmt: skip
+    options.say(told, lines, json=json)
+    if found.refutes != "float gap":
+        raise Refuted(f"{where}: the example lies inside the certified radius and refutes the claim of {found.refutes}")
+    if not found.reproduced:
+        raise EvaluationInvalid(f"{where}: the example does not come out here as it is recorded")
 
 
 def table(model: LanguageModel) -> Tensor:

@@ -32,7 +32,7 @@ EMBEDDED = "digits"
 )
 @options.together(*options.network, options.as_json)
 def verify(directory: Path, **given: Any) -> None:
-    """Check DIRECTORY, which certify or audit wrote, and say what was verified and what could not be.
+    """Check DIRECTORY, which certify, audit or language wrote, and say what was verified and what could not be.
 
     From the files alone: digests, every step of the ledgers, radii, counts; audit.json is derived again, the page and its
     twins are made again, and compared byte by byte. With --checkpoint also the evidence: the graph is exported and every
@@ -43,6 +43,11 @@ def verify(directory: Path, **given: Any) -> None:
     from certkit.proof import load_certificate
     from certkit.verification import verify
 
+    if (directory / "language.json").is_file():
+        from certkit.commands.language import verified
+
+        options.say(*verified(directory, given, lines), json=given["json"])
+        return
     model = subject = data = None
     reason = None
     if given["checkpoint"] is not None:

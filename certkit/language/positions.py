@@ -189,7 +189,7 @@ def read(path: Path, shape: tuple[int, int], ways: Sequence[Moves], eps: Sequenc
         if table.num_rows != math.prod(shape):
             raise ValueError(f"{table.num_rows} rows, not {shape[0]} contexts of {shape[1]} tokens")
         for column, name, _ in columns:
-            values = table.column(column).to_numpy()
+            values = table.column(column).to_numpy().copy()
             kind = np.dtype(kinds.get(name, np.float64))
             if values.dtype != kind or (kind.kind == "f" and np.isnan(values).any()):
                 raise ValueError(f"{column} is not of {kind.name} numbers")

@@ -1,0 +1,504 @@
+"""A language audit checked from its files, and from checkpoint and text: what was proved is proved again, and compared.
+
+From the files alone: seals and digests, both ledgers from their evidence, every count, curve, mean and verdict from the rows
+and the campaign. With the checkpoint: the graph is exported, every norm measured and no stated one may be less, some contexts
+drawn by a seed are proved again, examples inside radii are judged again. With the text: that its tokens are those of the rows.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from certkit import __version__
+from certkit.bounds.ledger import Ledger, checked, from_json, to_json
+from certkit.campaign import Campaign, load_campaign, units
+from certkit.data import fingerprint
+from certkit.engine.floats import assumptions, running
+from certkit.errors import CheckpointError, DataError, RecordError, Tampered, one_line
+from certkit.files import canonical, digest_file, load
+from certkit.language import audit, positions
+from certkit.language.certificate import Bounded, agreement, bounded, proof
+from certkit.language.contradictions import replayed
+from certkit.language.execution import execution
+from certkit.language.positions import Moves, Positions
+from certkit.language.published import published_bound
+from certkit.language.records import LanguageAudit, Text
+from certkit.machine import pinned
+from certkit.models.gpt import LanguageModel
+from certkit.records import Eps, Subject
+from certkit.text.tokens import Tokens
+
+NAME, PAGE = "language.json", "report.html"
+AGAIN = "run certkit language again"
+DIGITS = 1e-9  # two BLAS libraries sum in another order: numbers are compared to so many digits
+MOST_NAMED = 20  # files that are no part of the audit
+
+
+class Findings(Protocol):
+    """Where it is written down what was verified, and what could not be."""
+
+    def verified(self, what: str, how: str) -> None: ...
+
+    def open(self, what: str, how: str) -> None: ...
+
+
+NoLess = Callable[[str, Ledger, Ledger, str], int]  # raises Tampered for evidence that is below what was measured
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stated:
+    """A language audit as its files state it, after everything that follows from the files was found to follow."""
+
+    record: LanguageAudit
+    table: Positions
+    ways: tuple[Moves, ...]
+    eps: tuple[Eps, ...]
+    ledger: Ledger
+    deployed: Ledger
+    campaign: Campaign
+
+
+def verify_language(
+    directory: Path,
+    found: Findings,
+    no_less: NoLess,
+    *,
+    model: LanguageModel | None = None,
+    subject: Subject | None = None,
+    text: Tokens | None = None,
+    samples: int,
+    seed: int | None = None,
+) -> LanguageAudit:
+    """Check the folder of a language audit, write down what was found, and return its record.
+
+    ``samples`` contexts are proved again; without a ``seed`` nobody can know beforehand which. Raises Tampered or
+    RuleViolation for what contradicts itself or the network, CheckpointError for another checkpoint, DataError for another
+    text, RecordError for what cannot be read.
+    """
+    stated = read(directory, found)
+    if model is None:
+        found.open("evidence", "norms and other measurements are as stated: give --checkpoint to measure them again")
+        found.open("radii and losses", "need the checkpoint")
+        if stated.record.contradictions:
+            found.open(
+                "contradictions", "what the examples disprove is as stated: give --checkpoint to judge them again"
+            )
+    else:
+        same_subject(stated.record, subject)
+        found.verified("checkpoint", f"sha256 {stated.record.subject.sha256}")
+        with pinned(min(max(stated.record.environment.threads, 1), os.cpu_count() or 1)):
+            given = _measured(stated, model, no_less, found)
+            _contexts(stated, given, model, samples, secrets.randbits(32) if seed is None else seed, found)
+            _judged(directory, stated, given, model, found)
+    if text is None:
+        found.open("text", "tokens are as stated: give --data to read them again")
+    else:
+        _same_text(stated, text, found)
+    found.open("attacks", "distances, and the tokens that were replaced, are as stated; certkit language attacks again")
+    found.open("names and times", "of network, text and machine, and when it was made: as stated")
+    for assumption in (*stated.record.assumptions, *stated.record.execution.assumptions):
+        found.open("assumption", assumption)
+    return stated.record
+
+
+# --- From the files alone ---------------------------------------------------------------------------------------------
+
+
+def read(directory: Path, found: Findings | None = None) -> Stated:
+    """The audit in a folder, everything that follows from its files derived again.
+
+    Raises RecordError for what cannot be read, Tampered, naming the file, for what does not follow.
+    """
+    path = directory / NAME
+    if not path.is_file():
+        raise RecordError(f"{one_line(directory.name)}: no {NAME} here; expected a folder that certkit language wrote")
+    record = load(LanguageAudit, path)
+    if path.read_bytes() != canonical(record).encode():
+        raise Tampered(f"{NAME}: says what it must, but not as certkit writes it; {AGAIN}")
+    audit.check_seal(record)
+    ways, eps = _asked(record)
+    table = _table(directory, record, ways, eps)
+    ledger, deployed = _ledgers(record)
+    campaign = load_campaign(directory)
+    _same_campaign(record, table, eps, campaign)
+    _follows(record, table, ways, eps, ledger, campaign)
+    for one in record.contradictions:
+        if one.example is not None and not _is(directory / one.example.name, one.example.sha256):
+            raise Tampered(f"{one.example.name}: is missing, or not the example that {NAME} names; {AGAIN}")
+    if found is not None:
+        steps = len(ledger.steps) + len(deployed.steps)
+        found.verified(
+            record.table.name, f"sha256 as stated; {record.positions} rows that do not contradict themselves"
+        )
+        found.verified("ledgers", f"{steps} steps derived again from their evidence, no difference")
+        found.verified("campaign", "every shard is whole and belongs to the plan; checks belong to the shards")
+        found.verified(
+            NAME, "verdict, curves, medians, counts, means and contradictions follow from rows, ledgers and campaign"
+        )
+        _page(directory, record, found)
+        _others(directory, record, campaign, found)
+    return Stated(record, table, ways, eps, ledger, deployed, campaign)
+
+
+def _is(path: Path, sha256: str) -> bool:
+    return path.is_file() and digest_file(path) == sha256
+
+
+def _asked(record: LanguageAudit) -> tuple[tuple[Moves, ...], tuple[Eps, ...]]:
+    """The choices of tokens that move, and the radii, as the curves have them; all radii above 0 must have been tried."""
+    if not record.curves or record.curves[0].tokens is not None:
+        raise Tampered(f"{NAME}: curves do not start with that of every token; {AGAIN}")
+    ways = tuple(dict.fromkeys(Moves(curve.tokens) for curve in record.curves))
+    eps = tuple(at.eps for at in record.curves[0].certified)
+    if not eps or len({at.text for at in eps}) < len(eps) or not 0 < eps[-1].value == record.slope.reach:
+        raise Tampered(f"{NAME}: the radii of the curves are not those of the bounds; {AGAIN}")
+    rising = all(a < b for a, b in zip(record.tried, record.tried[1:], strict=False))
+    if not rising or not {at.value for at in eps if at.value} <= set(record.tried) or record.tried[-1] > eps[-1].value:
+        raise Tampered(f"{NAME}: tried does not hold the radii of the curves in ascending order; {AGAIN}")
+    return ways, eps
+
+
+def _table(directory: Path, record: LanguageAudit, ways: tuple[Moves, ...], eps: tuple[Eps, ...]) -> Positions:
+    """The rows, whole and free of contradictions of their own."""
+    name = record.table.name
+    path = directory / name
+    if not path.is_file():
+        raise RecordError(f"{name}: missing beside {NAME}; {AGAIN}")
+    if digest_file(path) != record.table.sha256:
+        raise Tampered(f"{name}: was changed after it was written (sha256 differs); {AGAIN}")
+    table = positions.read(path, (record.contexts, record.context), ways, eps)
+    everywhere = table.radius[0]
+    for says, holds in (
+        (
+            "a token outside the vocabulary",
+            all(((ids >= 0) & (ids < record.data.vocabulary)).all() for ids in (table.token, table.true, table.predicted)),
+        ),
+        ("a next token that the text does not have", (table.true[:, :-1] == table.token[:, 1:]).all()),
+        ("right where another token is predicted", np.array_equal(table.right, table.true == table.predicted)),
+        (
+            "a number below 0",
+            all((values >= 0).all() for values in (table.room, table.radius, table.float_radius, table.attacked, table.changed)),
+        ),
+        ("a radius that was never tried", np.isin(everywhere, (0.0, *record.tried)).all()),
+        ("a radius without room", ((table.radius == 0) | (table.room > 0)).all()),
+        ("a radius of few tokens below that of all", (table.radius >= everywhere).all()),
+        ("a radius beyond the bounds", (table.radius <= record.slope.reach).all()),
+        ("a radius of the execution above that of the function", (table.float_radius <= table.radius).all()),
+    ):  # fmt: skip
+        if not holds:
+            raise Tampered(f"{name}: states {says}; {AGAIN}")
+    if record.execution.pair_error is None and table.float_radius.any():
+        raise Tampered(f"{name}: states a radius of an execution of which nothing is claimed; {AGAIN}")
+    return table
+
+
+def _ledgers(record: LanguageAudit) -> tuple[Ledger, Ledger]:
+    """Both ledgers derived again, of one threat, with the errors that the record states."""
+    ledger, deployed = checked(record.ledger), checked(record.execution_ledger)
+    first, own = ledger.steps[0], deployed.steps[0]
+    stated = {
+        "ledger": ledger.arithmetic == "float64",
+        "execution_ledger": deployed.arithmetic == record.execution.arithmetic,
+        "threat": first.attributes.get("norm") == "token" and first.attributes == own.attributes,
+        "context": first.bound.shape[1:-1] == (record.context,),
+        "vocabulary": ledger.steps[-1].bound.shape[-1] == record.data.vocabulary,
+        "token_size": first.evidence == own.evidence,
+        "pair_gain": record.pair_gain == tuple(tuple(g.to_float() for g in row) for row in ledger.pairs.gain),
+        "pair_error": record.pair_error == ledger.pairs.error.to_float(),
+        "execution": record.execution.pair_error in (None, deployed.pairs.error.to_float()),
+    }
+    for name, holds in stated.items():
+        if not holds:
+            raise Tampered(f"{NAME}: {name} is not what its ledgers give; {AGAIN}")
+    rests = [text for text in assumptions(deployed, (), running()) if "for torch" not in text]
+    if missing := set(rests) - set(record.execution.assumptions):
+        raise Tampered(f"{NAME}: execution.assumptions leaves out {one_line(min(missing), 80)!r}; {AGAIN}")
+    if missing := set(audit.ASSUMPTIONS) - set(record.assumptions):
+        raise Tampered(f"{NAME}: assumptions leaves out {one_line(min(missing), 80)!r}; {AGAIN}")
+    return ledger, deployed
+
+
+def _same_campaign(record: LanguageAudit, table: Positions, eps: tuple[Eps, ...], campaign: Campaign) -> None:
+    plan = campaign.plan
+    stated = {
+        "checkpoint": plan.subject.sha256 == record.subject.sha256,
+        "threat": plan.threat.norm == "token" and plan.threat.goal == "untargeted" and plan.threat.eps == eps,
+        "contexts": plan.data.count == record.contexts and np.array_equal(campaign.label, table.true[:, -1]),
+    }
+    for what, holds in stated.items():
+        if not holds:
+            raise Tampered(f"campaign/plan.json: its {what} is not that of {NAME}; {AGAIN}")
+    reached = np.where(np.isnan(campaign.distance), np.inf, campaign.distance)
+    if (table.attacked[0, :, -1] > reached).any():
+        raise Tampered(f"{record.table.name}: an attacked distance is above what the campaign reached; {AGAIN}")
+
+
+def _follows(
+    record: LanguageAudit,
+    table: Positions,
+    ways: tuple[Moves, ...],
+    eps: tuple[Eps, ...],
+    ledger: Ledger,
+    campaign: Campaign,
+) -> None:
+    """Every figure that follows from rows, ledger and campaign is the one stated. Raises Tampered naming the first."""
+    verdict, reason = audit.judged(record.contradictions, campaign)
+    follows: dict[str, Any] = {
+        "positions": table.token.size,
+        "clean": table.clean,
+        "loss": float(np.mean(table.loss)),
+        "slope": audit.compared(ledger, record.slope.reach, record.slope.published),
+        "curves": table.curves(ways, eps, executed=record.execution.pair_error is not None),
+        "losses": table.losses(eps),
+        "campaign": audit.attacked_by(campaign),
+        "verdict": verdict,
+        "verdict_reason": reason,
+    }
+    for name, value in follows.items():
+        if getattr(record, name) != value:
+            raise Tampered(f"{NAME}: {name} is not what the files beside it give; {AGAIN}")
+    for shown in record.shown:
+        if shown.context >= record.contexts or any(
+            getattr(shown, name) != value for name, value in audit.figures(table, shown.context).items()
+        ):
+            raise Tampered(f"{NAME}: context {shown.context} is not shown as {record.table.name} has it; {AGAIN}")
+    for one in record.substitutions:
+        if one.context >= record.contexts or one.radius != table.radius[0, one.context, -1]:
+            raise Tampered(f"{NAME}: a radius of substitutions is not that of {record.table.name}; {AGAIN}")
+    _inside(record, table, ways)
+
+
+def _inside(record: LanguageAudit, table: Positions, ways: tuple[Moves, ...]) -> None:
+    """One contradiction for each position with an example inside a radius, in order, with the radii of that position."""
+    where = [(one.context, one.position) for one in record.contradictions]
+    if where != [(n, t) for n, t in np.argwhere(table.inside).tolist()]:
+        raise Tampered(f"{NAME}: contradictions are not the positions attacked inside their radii; {AGAIN}")
+    places = {way.name: place for place, way in enumerate(ways)}
+    for one in record.contradictions:
+        at = (places.get(one.moves, -1), one.context, one.position)
+        fits = (
+            at[0] >= 0
+            and (one.radius, one.float_radius) == (table.radius[at], table.float_radius[at])
+            and table.attacked[at] <= one.distance <= one.radius
+            and (one.refutes != "float execution" or one.distance <= one.float_radius > 0)
+            and (one.refutes != "exact arithmetic" or one.reference_margin < 0)
+        )
+        if not fits:
+            raise Tampered(
+                f"{NAME}: the contradiction of context {one.context}, position {one.position} is not one of "
+                f"{record.table.name}; {AGAIN}"
+            )
+
+
+def _page(directory: Path, record: LanguageAudit, found: Findings) -> None:
+    """The page is a pure function of the record, of one version of certkit."""
+    path = directory / PAGE
+    if not path.is_file():
+        found.open(PAGE, "is not here")
+        return
+    if record.environment.certkit != __version__:
+        found.open(PAGE, f"was made by certkit {record.environment.certkit}, and this is {__version__}")
+        return
+    render = importlib.import_module("certkit.reports.language").render  # by name: reports stands above
+    if path.read_bytes() != render(record).encode():
+        raise Tampered(f"{PAGE}: is not the page of {NAME}; {AGAIN}")
+    found.verified(PAGE, f"made again from {NAME}, byte for byte the same")
+
+
+def _others(directory: Path, record: LanguageAudit, campaign: Campaign, found: Findings) -> None:
+    """What else lies in the folder is named."""
+    known = {NAME, PAGE, record.table.name, "campaign/plan.json", "campaign/checks.json"}
+    known |= {f"campaign/shards/{unit.name}" for unit in chain.from_iterable(units(campaign.plan))}
+    known |= {one.example.name for one in record.contradictions if one.example is not None}
+    strange = sorted(
+        name
+        for path in directory.rglob("*")
+        if path.is_file() and (name := path.relative_to(directory).as_posix()) not in known
+        if path.stat().st_size or not path.name.startswith(".")
+    )
+    for name in strange[:MOST_NAMED]:
+        found.open(name, "is read by nothing")
+    if len(strange) > MOST_NAMED:
+        found.open("other files", f"{len(strange) - MOST_NAMED} more are read by nothing")
+
+
+# --- From the checkpoint ----------------------------------------------------------------------------------------------
+
+
+def same_subject(record: LanguageAudit, subject: Subject | None) -> None:
+    """Raises CheckpointError for another checkpoint than the one that was audited, Tampered for another count of parameters."""
+    if subject is None or subject.sha256 != record.subject.sha256:
+        given = "no sha256" if subject is None else f"sha256 {subject.sha256[:12]}…"
+        raise CheckpointError(
+            f"the checkpoint has {given}, the audit is of {record.subject.sha256[:12]}…; give the one that was audited"
+        )
+    if subject.parameters != record.subject.parameters:
+        raise Tampered(
+            f"{NAME}: states {record.subject.parameters} parameters, the checkpoint has {subject.parameters}; {AGAIN}"
+        )
+
+
+def _elsewhere(record: LanguageAudit) -> str:
+    made = record.environment.torch
+    return "" if made == torch.__version__ else f" (made with torch {one_line(made, 40)}, this is {torch.__version__})"
+
+
+def _measured(stated: Stated, model: LanguageModel, no_less: NoLess, found: Findings) -> Bounded:
+    """The bounds as this machine makes them: of the same graph, and no evidence stated below what is measured."""
+    record, elsewhere = stated.record, _elsewhere(stated.record)
+    given = bounded(model, record.context, record.slope.reach)
+    if given.program.sha256 != record.program_sha256:
+        raise Tampered(f"{NAME}: program_sha256 is not that of the network's graph{elsewhere or f'; {AGAIN}'}")
+    found.verified("graph", f"exported again, program_sha256 {record.program_sha256}")
+    for name, claimed, fresh in (
+        ("ledger", stated.ledger, given.everywhere),
+        ("execution_ledger", stated.deployed, given.deployed),
+    ):
+        numbers = no_less(name, claimed, from_json(json.loads(json.dumps(to_json(fresh)))), elsewhere)
+        found.verified(name, f"{numbers} measurements made again from the weights: none was stated too small")
+    words = audit.words(_embeddings(model))
+    for name in ("longest", "rms", "nearest"):
+        if not math.isclose(getattr(words, name), getattr(record.words, name), rel_tol=DIGITS):
+            raise Tampered(f"{NAME}: words.{name} is not that of the network's embeddings; {AGAIN}")
+    published = published_bound(model)
+    if not _near(published, record.slope.published):
+        raise Tampered(f"{NAME}: slope.published is not what the formula gives for this network; {AGAIN}")
+    vectors = _embeddings(model)[torch.from_numpy(stated.table.token)].float().contiguous()
+    labels = torch.from_numpy(stated.table.true[:, -1].copy())
+    if fingerprint(vectors, labels) != stated.campaign.plan.data.sha256:
+        raise Tampered(f"campaign/plan.json: attacked other embeddings than those of {record.table.name}; {AGAIN}")
+    return given
+
+
+def _near(one: float | None, other: float | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=DIGITS)
+
+
+def _embeddings(model: LanguageModel) -> Tensor:
+    rows = model.embed.weight
+    assert isinstance(rows, Tensor)
+    return rows.detach()
+
+
+def _contexts(stated: Stated, given: Bounded, model: LanguageModel, samples: int, seed: int, found: Findings) -> None:
+    """Some contexts proved again, at the radii that were tried: nothing stated may be better than what is proved here."""
+    record, table = stated.record, stated.table
+    rows = np.sort(np.random.default_rng(seed).permutation(record.contexts)[:samples])
+    x, y = table.token[rows], table.true[rows]
+    embedded = _embeddings(model)[torch.from_numpy(x)]
+    again = proof(given, embedded, record.tried, steps=0)
+    own = execution(given, again, embedded)
+    if record.execution.pair_error is not None and not own.claim.holds:
+        raise Tampered(
+            f"{NAME}: it claims what its program's execution cannot be claimed to do: {own.claim.reasons[0]}"
+            f"{_elsewhere(record)}"
+        )
+    if record.execution.pair_error is None and own.claim.holds:
+        found.open("execution", "could be claimed of here, and is not")
+    fresh = audit.positions(again, own, x, y, stated.ways, stated.eps)
+    _compare(stated, fresh, rows)
+    difference = agreement(given, model, embedded, again)
+    found.verified(
+        "radii and losses",
+        f"of all {record.context} positions of {len(rows)} contexts proved again: none was better than here",
+    )
+    found.verified("agreement", f"module and graph differ by {difference:.3g} on the same contexts")
+    if len(rows) < record.contexts:
+        how = f"of {record.contexts - len(rows)} contexts that were not drawn (by seed {seed}): give --samples"
+        found.open("other radii and losses", how)
+
+
+def _compare(stated: Stated, fresh: Positions, rows: np.ndarray) -> None:
+    table = stated.table
+
+    def wrong(name: str, where: np.ndarray, how: str) -> None:
+        if where.any():
+            n, t = np.argwhere(where)[0].tolist()
+            raise Tampered(
+                f"{stated.record.table.name}: context {int(rows[n])}, position {t}: its stated {name} is {how} here"
+                f"{_elsewhere(stated.record)}"
+            )
+
+    wrong("predicted", table.predicted[rows] != fresh.predicted, "not the one that is computed")
+    off = np.abs(table.loss[rows] - fresh.loss)
+    wrong("loss", off > DIGITS * np.maximum(fresh.loss, 1.0), "not the one that is computed")
+    wrong("room", table.room[rows] > fresh.room * (1 + DIGITS), "larger than what is proved")
+    for place, way in enumerate(stated.ways):
+        for name in ("radius", "float_radius"):
+            claimed, own = getattr(table, name)[place][rows], getattr(fresh, name)[place]
+            wrong(f"{name}_{way.column}", claimed > own * (1 + DIGITS), "larger than what is proved")
+    for place, at in enumerate(stated.eps):
+        for name in ("lost", "changed"):
+            claimed, own = getattr(table, name)[place][rows], getattr(fresh, name)[place]
+            with np.errstate(invalid="ignore"):
+                less = claimed < own - DIGITS * np.maximum(np.where(np.isfinite(own), own, 0.0), 1.0)
+            wrong(f"{name}_{at.text}", less, "smaller than what is proved")
+
+
+def _judged(directory: Path, stated: Stated, given: Bounded, model: LanguageModel, found: Findings) -> None:
+    """Every example that was kept disproves here what it is said to disprove of the exact function."""
+    kept = [one for one in stated.record.contradictions if one.example is not None]
+    if not stated.record.contradictions:
+        return
+    for one in kept:
+        again = replayed(directory, one, stated.table, given, model)
+        where = f"{NAME}: the contradiction of context {one.context}, position {one.position}"
+        if again.distance > one.distance * (1 + DIGITS):
+            raise Tampered(f"{where} lies at {again.distance:.9g}, farther away than stated; {AGAIN}")
+        if (again.refutes == "exact arithmetic") != (one.refutes == "exact arithmetic"):
+            raise Tampered(f"{where} disproves here: {again.refutes}, and not: {one.refutes}; {AGAIN}")
+        if again.refutes != one.refutes:
+            found.open(
+                "execution", f"context {one.context}, position {one.position}: a {again.refutes} on this machine"
+            )
+    found.verified("contradictions", f"{len(kept)} examples judged again in float64: they disprove what is stated")
+    if len(kept) < len(stated.record.contradictions):
+        found.open(
+            "contradictions", f"{len(stated.record.contradictions) - len(kept)} without a kept example, as stated"
+        )
+
+
+# --- From the text ----------------------------------------------------------------------------------------------------
+
+
+def _same_text(stated: Stated, text: Tokens, found: Findings) -> None:
+    record, table = stated.record, stated.table
+    given = Text(**text.record.model_dump()).model_copy(update={"name": record.data.name})  # it may bear another name
+    if given != record.data:
+        raise DataError(
+            f"the text has sha256 {given.sha256[:12]}…, the audit is of {record.data.sha256[:12]}…; give the one that was audited"
+        )
+    x, y = text.windows(record.context, record.contexts)
+    if not (np.array_equal(x.numpy(), table.token) and np.array_equal(y.numpy(), table.true)):
+        raise Tampered(f"{record.table.name}: a token is not that of the text; {AGAIN}")
+    for shown in record.shown:
+        n = shown.context
+        told = (shown.tokens, shown.true, shown.predicted)
+        if told != tuple(audit.spelled(text, ids[n]) for ids in (table.token, table.true, table.predicted)):
+            raise Tampered(f"{NAME}: context {n} is not spelled as its tokens are; {AGAIN}")
+    for one in record.contradictions:
+        until = table.token[one.context, : one.position + 1]
+        spelled = audit.spelled(text, until[max(0, len(until) - len(one.text)) :])
+        if one.text != spelled or one.predicted != text.decode([int(table.predicted[one.context, one.position])]):
+            raise Tampered(
+                f"{NAME}: context {one.context}, position {one.position} is not spelled as its tokens are; {AGAIN}"
+            )
+    for replaced in record.substitutions:
+        if replaced.before != audit.spelled(text, table.token[replaced.context]):
+            raise Tampered(f"{NAME}: a text of substitutions is not that of its context; {AGAIN}")
+    found.verified("text", f"{record.contexts} contexts of {record.data.split}, sha256 {record.data.sha256}")
