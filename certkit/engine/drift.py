@@ -28,11 +28,12 @@ from torch import Tensor
 from torch.fx import Node
 
 from certkit.bounds.bound import Axes, Bound, Reach, bound
-from certkit.bounds.ledger import MAX_PAIRED_CLASSES, Ledger, Matrix
+from certkit.bounds.ledger import Ledger, Matrix
 from certkit.bounds.number import ZERO, Up, least, most
 from certkit.bounds.softmax import softmax_mass
 from certkit.bounds.spectral import euclidean, largest, row_differences, up
 from certkit.engine.direct import CONVOLUTIONS
+from certkit.engine.head import head_of
 from certkit.engine.program import Program, module_path, operator_name
 from certkit.engine.readers import argument, curves, table
 from certkit.engine.readers.attention import attention_mask
@@ -348,19 +349,15 @@ def _pairs(graph: _Twins, whole: Up, entry: Up) -> Matrix:
     classes = graph.shape(graph.program.output)[-1]
     factor = least(Up.of(2).sqrt() * whole, entry * 2)
     pairs = [[ZERO if i == j else factor for j in range(classes)] for i in range(classes)]
-    node, scale = graph.program.output, Up.of(1.0)
-    while node.target is aten.mul.Tensor and isinstance(node.args[1], (int, float)):
-        scale = scale * Up.of(abs(float(node.args[1])))
-        (node, _) = node.args  # type: ignore[assignment]
-    if node.target is not aten.linear.default or len(graph.shape(node)) != 2 or classes > MAX_PAIRED_CLASSES:
+    head = head_of(graph)
+    if head is None:
         return tuple(map(tuple, pairs))
-    weight, bias = argument(node, 1, "weight"), argument(node, 2, "bias")
-    x, twin = graph.bounds[graph.name(node.args[0])], graph.twin[graph.name(node.args[0])]
+    x, twin = graph.bounds[graph.name(head.x)], graph.twin[graph.name(head.x)]
     norms = (x.axes, frozenset[int]())
     carried, sizes = [x.within(axes).gain for axes in norms], [twin.within(axes).size for axes in norms]
-    own = row_differences(array(graph.constants[weight]))
-    changes = [row_differences(array(part)) for part in graph.changed.get(weight, [])]
-    shifts = [_differences(array(part)) for part in graph.changed.get(bias, [])]
+    own = row_differences(array(graph.constants[head.weight]))
+    changes = [row_differences(array(part)) for part in graph.changed.get(head.weight, [])]
+    shifts = [_differences(array(part)) for part in graph.changed.get(head.bias, [])] if head.bias else []
     for i in range(classes):
         for j in range(classes):
             if i == j:
@@ -370,7 +367,7 @@ def _pairs(graph: _Twins, whole: Up, entry: Up) -> Matrix:
                 apart = apart + least(*(Up.of(float(m[i, j])) * size for m, size in zip(change, sizes, strict=True)))
             for shift in shifts:
                 apart = apart + Up.of(float(shift[i, j]))
-            pairs[i][j] = least(pairs[i][j], apart * scale)
+            pairs[i][j] = least(pairs[i][j], apart * head.factor)
     return tuple(map(tuple, pairs))
 
 

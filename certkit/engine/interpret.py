@@ -9,12 +9,13 @@ import numpy as np
 from torch import Tensor
 from torch.fx import Node
 
-from certkit.bounds.ledger import MAX_PAIRED_CLASSES, Ledger, Matrix, Pairs, pair_gains
+from certkit.bounds.ledger import Ledger, Matrix, Pairs, pair_gains
 from certkit.bounds.number import Up
-from certkit.bounds.spectral import absolute_sums, largest, row_differences, up
+from certkit.bounds.spectral import absolute_sums, largest, row_differences
 from certkit.engine.execute import aten
+from certkit.engine.head import head_of
 from certkit.engine.program import Program, check_value
-from certkit.engine.readers import argument, read
+from certkit.engine.readers import read
 from certkit.engine.reading import Graph, Reading, array
 from certkit.errors import RecordError, Refusal
 
@@ -65,19 +66,16 @@ class Interpreter:
 
     def _head(self, graph: Graph) -> tuple[Node, Matrix | None, Matrix | None]:
         """The value that the last linear map reads, with the norms of its rows' differences; factors after it included."""
-        node, factor = self.program.output, 1.0
-        while node.target is aten.mul.Tensor and isinstance(node.args[1], (int, float)) and graph.depends(node.args[0]):
-            factor = up(factor * abs(float(node.args[1])))
-            (node, _) = node.args  # type: ignore[assignment]
-        classes = graph.shape(self.program.output)[-1]
-        if node.target is not aten.linear.default or classes > MAX_PAIRED_CLASSES or len(graph.shape(node)) != 2:
+        head = head_of(graph)
+        if head is None:
             return self.program.output, None, None
-        l2, l1 = row_differences(array(graph.constants[node.args[1]]))  # type: ignore[index]
+        factor = head.factor.to_float()
         scaled = (
-            np.nextafter(matrix * factor, np.inf) * (matrix > 0) if factor != 1.0 else matrix for matrix in (l2, l1)
+            np.nextafter(matrix * factor, np.inf) * (matrix > 0) if factor != 1.0 else matrix
+            for matrix in row_differences(array(graph.constants[head.weight]))
         )
         first, second = (tuple(tuple(Up.of(float(n)) for n in row) for row in matrix) for matrix in scaled)
-        return argument(node, 0, "input"), first, second
+        return head.x, first, second
 
 
 def fixed_reading(node: Node, graph: Graph, weights: Tensor) -> Reading:
