@@ -71,7 +71,7 @@ def lines(comparison: Comparison) -> tuple[tuple[Line, ...], tuple[str, ...]]:
                 spikes=str(sum(trial.spikes for trial in ended)) if ended else NONE,
                 failed=f"{row.failed}/{len(row.trials)}",
                 norm=_norm(ended),
-                promise=row.promise,
+                promise=one_line(row.promise),
                 loss=_loss(row, ended),
                 robust=tuple(robust(row, eps) for eps in radii_of(comparison)),
                 refutation=refutation,

@@ -42,6 +42,7 @@ _SETTINGS = {
     "axes.unicode_minus": False,
     "path.simplify": False,
     "text.usetex": False,
+    "text.parse_math": False,  # a name with dollars in it is a name
 }
 
 
