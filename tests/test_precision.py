@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,12 +28,12 @@ from certkit.engine.drift import Drift, difference, drift
 from certkit.engine.execute import centres, run
 from certkit.engine.formats import FORMATS, named, rounded
 from certkit.engine.interpret import Interpreter
-from certkit.engine.precision import keeps, precision
+from certkit.engine.precision import precision
 from certkit.engine.program import Program, export
-from certkit.errors import ConfigError, Refusal
-from certkit.files import load
+from certkit.errors import CertkitError, ConfigError, RecordError, Refusal, Tampered
+from certkit.files import digest_file
 from certkit.models import create
-from certkit.records.precision import Precision
+from certkit.rounding import Columns, Computed, keeps, load_precision, read, write
 from tests.laws import program_of
 from tests.modules import CASES, NOISE, points
 from tests.networks import linear, samples
@@ -469,10 +471,10 @@ def test_transformers_drift_within_the_bound(name: str, format_: str) -> None:
 def test_a_tie_and_a_lead_of_exactly_the_drift_keep_nothing() -> None:
     logits = np.array([[2.0, 0.0, 1.0], [1.0, 1.0, 0.0], [2.0, 1.5, 0.0]])
     drifts = np.array([[0.0, 1.0, 1.0]] * 3)
-    assert keeps(logits, drifts, 0.0).tolist() == [False, False, False]
-    assert keeps(logits, drifts * 0.999, 0.0).tolist() == [True, False, False]
-    assert keeps(logits, drifts * 0.999, 0.01).tolist() == [False, False, False]
-    assert keeps(logits, drifts * 0.1, 0.0).tolist() == [True, False, True]
+    assert keeps(Computed(logits, 0.0), drifts).tolist() == [False, False, False]
+    assert keeps(Computed(logits, 0.0), drifts * 0.999).tolist() == [True, False, False]
+    assert keeps(Computed(logits, 0.01), drifts * 0.999).tolist() == [False, False, False]
+    assert keeps(Computed(logits, 0.0), drifts * 0.1).tolist() == [True, False, True]
 
 
 def test_who_survives_keeps_its_class_when_the_rounded_network_runs(tmp_path: Path) -> None:
@@ -521,7 +523,7 @@ def test_the_command_writes_what_it_says(tmp_path: Path, monkeypatch: pytest.Mon
     ]
     result = CliRunner().invoke(main, [*words, "--format", "bf16", "--format", "int8"])
     assert result.exit_code == 0, result.output
-    record = load(Precision, tmp_path / "out" / "precision.json")
+    record, _ = load_precision(tmp_path / "out")
     assert [each.format for each in record.formats] == ["bf16", "int8"]
     shown = result.stdout.splitlines()
     assert shown[0].startswith("clean accuracy     ")
@@ -534,3 +536,162 @@ def test_the_command_writes_what_it_says(tmp_path: Path, monkeypatch: pytest.Mon
     wrong = CliRunner().invoke(main, [*words, "--format", "fp9"])
     assert wrong.exit_code == 2
     assert "no number format is called 'fp9'; expected one of bf16, " in wrong.output
+
+
+# --- The files, read back ---------------------------------------------------------------------------------------------
+
+AGAIN = "; run certkit precision again"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the job writes of a small network, in two formats."""
+    out = tmp_path_factory.mktemp("written")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3)).eval()
+    precision(net, samples(40), formats=("bf16", "int8"), out=out)
+    return out
+
+
+@pytest.fixture
+def folder(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "own-precision"))
+
+
+def refused(folder: Path, kind: type[CertkitError]) -> str:
+    with pytest.raises(kind) as caught:
+        load_precision(folder)
+    assert type(caught.value) is kind
+    return str(caught.value)
+
+
+def test_what_was_written_is_what_is_read(written: Path) -> None:
+    record, table = load_precision(written)
+    assert [each.format for each in record.formats] == ["bf16", "int8"]
+    assert table["logits"].shape == table["logits int8"].shape == (40, 3)
+    assert record.formats[1].survives.count == table["survives int8"].sum() > 0
+
+
+def forge(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = folder / "precision.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def counted(record: dict[str, Any], name: str) -> None:
+    share = record["formats"][1][name]
+    share["count"] -= 1
+
+
+FORGED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    **{
+        f"a share, {name}": (
+            lambda record, name=name: counted(record, name),  # type: ignore[misc]
+            f"int8: {name} is not what the samples give",
+        )
+        for name in ("anywhere", "survives", "unchanged", "clean")
+    },
+    "the clean share": (lambda record: record["clean"].update(count=1), "clean is not what the samples give"),
+    "the largest move": (
+        lambda record: record["formats"][0].update(largest_observed=0.0),
+        "bf16: largest_observed is not what the samples give",
+    ),
+    "an error of computing": (
+        lambda record: record.update(pair_error=10.0),
+        "clean is not what the samples give",
+    ),
+    "an assumption left out": (lambda record: record["assumptions"].pop(), "assumptions is not what the samples give"),
+    "a drift below its pairs'": (lambda record: record["formats"][1].update(drift=0.0), "int8: its bounds contradict each other"),
+    "all drifts": (
+        lambda record: record["formats"][1].update(
+            drift=1e-9, drift_l2=1e-9, pair_drift=[[1e-9 * (i != j) for j in range(3)] for i in range(3)]
+        ),
+        "int8: pair_drift is below what a sample attains",
+    ),
+    "the drifts of whole vectors": (
+        lambda record: record["formats"][1].update(
+            drift=1e-3, drift_l2=record["formats"][1]["drift_l2"], pair_drift=[[0.0] * 3] * 3
+        ),
+        "int8: pair_drift is below what a sample attains",
+    ),
+    "more changed than there are": (
+        lambda record: record["formats"][0].update(weights=1),
+        "bf16: its bounds contradict each other",
+    ),
+    "a matrix of another size": (
+        lambda record: record["formats"][0].update(pair_drift=[[0.0]]),
+        "bf16: pair_drift is no matrix of 3 by 3 classes",
+    ),
+    "a format twice": (lambda record: record["formats"].append(record["formats"][0]), "a format stands twice"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_forged_number_is_found(folder: Path, name: str) -> None:
+    change, message = FORGED[name]
+    forge(folder, change)
+    assert refused(folder, Tampered) == f"precision.json: {message}{AGAIN}"
+
+
+def retold(folder: Path, change: Callable[[Columns], None]) -> None:
+    """Another table, under its own digest."""
+    path = folder / "precision.parquet"
+    table = read(path)
+    change(table)
+    write(table, path)
+    forge(folder, lambda record: record["table"].update(sha256=digest_file(path)))
+
+
+RETOLD: dict[str, tuple[Callable[[Columns], object], str]] = {
+    "a survivor": (
+        lambda table: table.update({"survives bf16": ~table["survives bf16"]}),
+        "a stated survives bf16 is not the one that its logits give",
+    ),
+    "a margin": (lambda table: table.update(margin=table["margin"] * 2), "a stated margin is not the one that its logits give"),
+    "a drift": (
+        lambda table: table.update({"drift int8": table["drift int8"] / 2}),
+        "a stated drift int8 is not the one that its logits give",
+    ),
+    "a column too many": (lambda table: table.update(more=table["margin"]), "its columns are not those of precision.json"),
+    "a column too few": (lambda table: table.pop("margin"), "its columns are not those of precision.json"),
+    "no logits": (lambda table: table.pop("logits int8"), "no column 'logits int8' with a row per sample of precision.json"),
+    "logits of two classes": (
+        lambda table: table.update(logits=table["logits"][:, :2].copy()),
+        "logits holds no finite logit per class",
+    ),
+    "a logit that is no number": (
+        lambda table: table.update(logits=np.where(table["logits"] > 0, np.nan, table["logits"])),
+        "logits holds no finite logit per class",
+    ),
+    "fewer samples": (
+        lambda table: table.update({name: values[:7] for name, values in table.items()}),
+        "no column 'logits' with a row per sample of precision.json",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RETOLD)
+def test_a_table_that_does_not_follow_from_its_logits_is_refused(folder: Path, name: str) -> None:
+    change, message = RETOLD[name]
+    retold(folder, change)
+    assert refused(folder, Tampered) == f"precision.parquet: {message}{AGAIN}"
+
+
+def test_a_missing_or_changed_file_is_named(folder: Path) -> None:
+    table = folder / "precision.parquet"
+    table.write_bytes(table.read_bytes() + b"!")
+    assert refused(folder, Tampered) == (
+        "precision.parquet: was changed after it was written (sha256 differs); run certkit precision again"
+    )
+    table.write_bytes(b"no table")
+    forge(folder, lambda record: record["table"].update(sha256=digest_file(table)))
+    assert refused(folder, RecordError).startswith("precision.parquet: not a table of samples (")
+    table.unlink()
+    assert (
+        refused(folder, RecordError) == "precision.parquet: missing beside precision.json; run certkit precision again"
+    )
+    (folder / "precision.json").unlink()
+    assert refused(folder, RecordError) == (
+        "own-precision: no precision.json; run certkit precision CHECKPOINT --out own-precision"
+    )

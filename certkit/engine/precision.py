@@ -7,7 +7,6 @@ positions, biases and the factors of normalisations among them), not its buffers
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from certkit.bounds.ledger import Ledger
-from certkit.bounds.rules.pointwise import ELEMENTARY_ULPS
-from certkit.certified import margins
 from certkit.checkpoint import subject_of
 from certkit.data import Dataset
 from certkit.engine.agreement import agreement_of, logits_of
@@ -28,34 +25,23 @@ from certkit.engine.formats import USUAL, named, rounded
 from certkit.engine.interpret import Interpreter
 from certkit.engine.program import Program, export
 from certkit.errors import Refusal
-from certkit.files import digest_file, save, write_atomic
+from certkit.files import digest_file, save
 from certkit.machine import environment, pinned, provenance
+from certkit.proof import ASSUMPTIONS
 from certkit.records import Agreement, File, Subject
 from certkit.records.precision import Precision, RoundedTo
+from certkit.rounding import Columns, Computed, judged, rows, write
 from certkit.statistics import rate
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
-    """One network as it is bounded and computed: its graph, the proof of it on the box, its logits (N, classes) in float64.
-
-    ``error`` bounds the error of computing the difference of two logits.
-    """
+    """One network as it is bounded and computed: its graph, the proof of it on the box, its logits in float64."""
 
     program: Program
     ledger: Ledger
-    logits: NDArray[np.float64]
-    error: float
+    computed: Computed
     agreement: Agreement
-
-    @property
-    def leads(self) -> NDArray[np.float64]:
-        """How far the largest logit leads each other (N, classes), rounded down; none where two may be equal."""
-        return margins(self.logits, self.error)
-
-    def right(self, labels: NDArray[np.int64]) -> int:
-        """How many samples have their label as the one largest logit, beyond the error of computing it."""
-        return int(((self.logits.argmax(axis=1) == labels) & (self.leads > 0).all(axis=1)).sum())
 
 
 def precision(
@@ -78,32 +64,23 @@ def precision(
     out, labels = Path(out), data.labels.numpy()
     with pinned(threads) as count:
         own = network(model, data)
-        columns: dict[str, NDArray[np.generic]] = {
-            "index": data.indices.numpy(),
-            "label": labels,
-            "predicted": own.logits.argmax(axis=1).astype(np.int64),
-            "margin": np.minimum(own.leads.min(axis=1), np.finfo(np.float64).max),
-        }
-        found = []
+        columns, found = rows(data.indices.numpy(), labels, own.computed), []
         for name in names:
             record, more = _rounded_to(name, model, own, data)
             found.append(record)
-            columns |= {f"{column} {name}": values for column, values in more.items()}
-    _write(columns, out / "precision.parquet")
+            columns |= more
+    write(columns, out / "precision.parquet")
     result = Precision(
         subject=subject or subject_of(model),
         program_sha256=own.program.sha256,
         box=data.box,
         input_shape=own.program.input_shape,
         data=data.record,
-        clean=rate(own.right(labels), len(labels)),
-        pair_error=own.error,
+        clean=rate(own.computed.right(labels), len(labels)),
+        pair_error=own.computed.error,
         agreement=own.agreement,
         formats=tuple(found),
-        assumptions=(
-            f"exp, log, pow, sin, erf, tanh and the like of float64 are accurate to {ELEMENTARY_ULPS} units in the last place",
-            "torch.export captures the function that each module computes (checked on the evaluation samples)",
-        ),
+        assumptions=ASSUMPTIONS,
         table=File(name="precision.parquet", sha256=digest_file(out / "precision.parquet")),
         environment=environment("cpu", count),
         provenance=provenance(started),
@@ -120,40 +97,20 @@ def network(model: nn.Module, data: Dataset) -> Network:
     logits = logits_of(program, data)
     deployed = interpret("linf", data.box, arithmetic=program.arithmetic)
     agreement = agreement_of(model, program, ledger, deployed, data, logits)
-    return Network(program, ledger, logits, ledger.pairs.error.to_float(), agreement)
+    return Network(program, ledger, Computed(logits, ledger.pairs.error.to_float()), agreement)
 
 
-def keeps(logits: NDArray[np.float64], drifts: NDArray[np.float64], error: float) -> NDArray[np.bool_]:
-    """Which samples (N) keep their class by their lead alone: it exceeds what the two logits can drift apart.
-
-    ``drifts`` (N, classes) bounds, for each sample, how far its largest logit minus each other can fall. That difference is
-    at least lead - error before and at least drift less after; a tie is no class.
-    """
-    return np.asarray((margins(logits, error) > drifts).all(axis=1))
-
-
-def survives(before: Network, after: Network) -> NDArray[np.bool_]:
-    """Which samples (N) have one largest logit, the same in both networks, beyond the errors of computing them."""
-    same = before.logits.argmax(axis=1) == after.logits.argmax(axis=1)
-    return np.asarray(same & (before.leads > 0).all(axis=1) & (after.leads > 0).all(axis=1))
-
-
-def _rounded_to(
-    name: str, model: nn.Module, own: Network, data: Dataset
-) -> tuple[RoundedTo, dict[str, NDArray[np.generic]]]:
+def _rounded_to(name: str, model: nn.Module, own: Network, data: Dataset) -> tuple[RoundedTo, Columns]:
     twin = rounded(model, name)
     after = network(twin, data)
     bound = drift(own.program, after.program, data.box, (own.ledger, after.ledger))
     pairs = _finite(bound)
-    moved = np.abs(after.logits - own.logits)
-    by_bound, at_sample = keeps(own.logits, pairs[own.logits.argmax(axis=1)], own.error), survives(own, after)
+    figures, columns = judged(name, own.computed, after.computed, pairs, data.labels.numpy())
     changes = [
         (new.detach().double() - old.detach().double()).abs()
         for old, new in zip(model.parameters(), twin.parameters(), strict=True)
         if old.is_floating_point()
     ]
-    total, labels = len(moved), data.labels.numpy()
-    unchanged = own.logits.argmax(axis=1) == after.logits.argmax(axis=1)
     record = RoundedTo(
         format=name,
         weights=sum(change.numel() for change in changes),
@@ -162,18 +119,11 @@ def _rounded_to(
         drift=bound.linf.to_float(),
         drift_l2=bound.l2.to_float(),
         pair_drift=tuple(tuple(float(number) for number in row) for row in pairs),
-        largest_observed=float(moved.max(initial=0.0)),
-        anywhere=rate(int(by_bound.sum()), total),
-        survives=rate(int(at_sample.sum()), total),
-        unchanged=rate(int(unchanged.sum()), total),
-        clean=rate(after.right(labels), total),
-        pair_error=after.error,
+        pair_error=after.computed.error,
         agreement=after.agreement,
+        **figures,
     )
-    # the difference is rounded once, and each logit is off by half of what its network's differences are
-    off = np.nextafter(moved.max(axis=1), np.inf)
-    at_most = np.nextafter(off + np.nextafter(own.error + after.error, np.inf), np.inf)
-    return record, {"anywhere": by_bound, "survives": at_sample, "drift": at_most}
+    return record, columns
 
 
 def _finite(bound: Drift) -> NDArray[np.float64]:
@@ -182,14 +132,3 @@ def _finite(bound: Drift) -> NDArray[np.float64]:
     if not (np.isfinite(pairs).all() and np.isfinite(bound.l2.to_float())):
         raise Refusal("the drift of this model's logits is bounded by no number below 1.8e308: true, but of no use")
     return pairs
-
-
-def _write(columns: dict[str, NDArray[np.generic]], path: Path) -> None:
-    """The columns as Parquet, atomically and with deterministic bytes."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    buffer = io.BytesIO()
-    table = pa.table({name: pa.array(values) for name, values in columns.items()})
-    pq.write_table(table, buffer, compression="zstd", write_statistics=False, store_schema=False)
-    write_atomic(path, buffer.getvalue())
