@@ -8,10 +8,14 @@ from collections.abc import Mapping, Sequence
 from certkit.bounds.ledger import Ledger, Step
 from certkit.bounds.number import Up, gamma, most
 from certkit.health.parts import parts
-from certkit.records.health import Fit, Largest
+from certkit.records.health import Fit, Format, Largest
 
 ENTRY = frozenset[int]()
-FORMATS = {"fp16": 65504.0, "bf16": 3.3895313892515355e38, "fp8-e4m3": 448.0}  # the largest finite number of each
+FORMATS: dict[Format, float] = {
+    "fp16": 65504.0,
+    "bf16": 3.3895313892515355e38,
+    "fp8-e4m3": 448.0,
+}  # the largest finite number of each
 ROUNDOFF = Up.of(2.0**-53)
 
 

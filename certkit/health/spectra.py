@@ -24,7 +24,7 @@ from certkit.records.health import MAX_VALUES, MAX_WEIGHTS, Kind, Spectrum
 
 Array = NDArray[np.float64]
 WIDEST = 4096  # of the smaller side of a matrix that is decomposed
-WORK = 5e10  # rows x columns x smaller side, over all weights: some ten seconds of one core
+WORK = 1e11  # rows x columns x smaller side, over all weights: some twenty seconds of one core
 NEAR = 0.99  # of the cap: at it
 BOTH = "sigma"
 

@@ -16,6 +16,7 @@ MAX_WEIGHTS = 400
 MAX_STEPS = 100_000
 
 Size = Annotated[float, Field(ge=0)]
+Format = Literal["fp16", "bf16", "fp8-e4m3"]
 Kind = Literal["matrix", "convolution", "table"]
 
 
@@ -33,7 +34,7 @@ class Fit(Record):
     ``fits`` says that no input of the domain can exceed the format, as proved.
     """
 
-    name: str
+    name: Format
     largest: float
     headroom: Size
     certified_headroom: Size
