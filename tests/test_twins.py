@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -16,12 +17,12 @@ import pytest
 
 from certkit.errors import ConfigError, RecordError
 from certkit.files import save
-from certkit.records import Verdict
+from certkit.records import Audit, Verdict
 from certkit.reports.twins import TWINS, write
 from certkit.reports.twins.outcomes import outcomes
 from certkit.reports.twins.tables import COLUMNS, cell
 from tests.audits import example_audit
-from tests.hostile import PAYLOADS, poisoned
+from tests.hostile import PAYLOADS, made, poisoned
 
 EVERY_VERDICT = pytest.mark.parametrize("verdict", get_args(Verdict))
 EVERY_TWIN = pytest.mark.parametrize("name", TWINS)
@@ -167,6 +168,123 @@ def test_sarif_is_what_a_typed_reader_reads() -> None:
         log = reader.Sarif.model_validate(parsed("sarif", verdict))
         rules = [rule.id for rule in log.runs[0].tool.driver.rules]
         assert [rules[result.rule_index] for result in log.runs[0].results] == [r.rule_id for r in log.runs[0].results]
+
+
+@pytest.mark.parametrize("verdict", get_args(Verdict))
+def test_the_statement_is_what_the_protobuf_of_in_toto_reads(verdict: Verdict) -> None:
+    pytest.importorskip("in_toto_attestation", reason="in-toto-attestation is not installed: pip install certkit[dev]")
+    from google.protobuf import json_format
+    from in_toto_attestation.predicates.test_result.v0.test_result_pb2 import TestResult
+    from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
+    from in_toto_attestation.v1.statement import Statement
+    from in_toto_attestation.v1.statement_pb2 import Statement as Message
+
+    text = TWINS["in-toto"].make(example_audit(12, verdict)).decode()
+    read = json_format.Parse(text, Message())  # refuses a field that the statement does not have
+    Statement.copy_from_pb(read).validate()
+    result = json_format.ParseDict(json.loads(text)["predicate"], TestResult())
+    assert result.result in ("PASSED", "WARNED", "FAILED")
+    assert result.configuration
+    for descriptor in result.configuration:
+        ResourceDescriptor.copy_from_pb(descriptor).validate()
+        assert all(re.fullmatch("[0-9a-f]{64}", value) for value in descriptor.digest.values())
+    assert json_format.MessageToDict(read)["predicate"] == json.loads(text)["predicate"]
+
+
+PUBLISHED = os.environ.get("CERTKIT_SCHEMAS")  # a folder with junit-10.xsd and sarif-schema-2.1.0.json as published
+
+
+def published(name: str) -> Path:
+    """A published schema, which does not come along. Skips the test where it is not at hand."""
+    path = Path(PUBLISHED or "", name)
+    if PUBLISHED is None or not path.is_file():
+        pytest.skip(f"no {name}: CERTKIT_SCHEMAS names no folder that holds it")
+    return path
+
+
+@EVERY_VERDICT
+def test_junit_is_valid_by_the_schema_of_jenkins(verdict: Verdict) -> None:
+    xmlschema = pytest.importorskip("xmlschema", reason="xmlschema is not installed: pip install certkit[dev]")
+    schema = xmlschema.XMLSchema(str(published("junit-10.xsd")))
+    assert [str(error) for error in schema.iter_errors(TWINS["junit"].make(example_audit(12, verdict)).decode())] == []
+
+
+@EVERY_VERDICT
+def test_sarif_is_valid_by_the_schema_of_oasis(verdict: Verdict) -> None:
+    validators = pytest.importorskip("jsonschema.validators")
+    schema = json.loads(published("sarif-schema-2.1.0.json").read_text())
+    found = validators.validator_for(schema)(schema).iter_errors(parsed("sarif", verdict))
+    assert [error.message for error in found] == []
+
+
+# What the schema of Jenkins (junit-10) asks for: attributes that must stand, those that may, and what may stand inside.
+JUNIT: dict[str, tuple[set[str], set[str], set[str]]] = {
+    "testsuites": (set(), {"name", "time", "tests", "failures", "errors"}, {"testsuite"}),
+    "testsuite": (
+        {"name", "tests", "failures", "errors"},
+        {"time", "skipped", "timestamp", "hostname", "id", "package", "file", "log", "url", "group"},
+        {"testsuite", "properties", "testcase", "system-out", "system-err"},
+    ),
+    "testcase": ({"name"}, {"classname", "time", "group"}, {"skipped", "error", "failure", "system-out", "system-err"}),
+    "failure": (set(), {"message", "type"}, set()),
+    "skipped": (set(), {"message", "type"}, set()),
+    "system-out": (set(), set(), set()),
+}
+
+
+@EVERY_VERDICT
+def test_junit_has_the_elements_attributes_and_counts_that_readers_ask_for(verdict: Verdict) -> None:
+    root = ElementTree.fromstring(TWINS["junit"].make(example_audit(12, verdict)))
+    assert root.tag == "testsuites"
+    for element in root.iter():
+        must, may, inside = JUNIT[element.tag]
+        assert must <= {*element.keys()} <= must | may, element.tag
+        assert {child.tag for child in element} <= inside
+        if element.tag not in ("failure", "skipped", "system-out"):
+            assert not (element.text or "").strip()
+    (suite,) = root
+    cases = suite.findall("testcase")
+    for key, found in (
+        ("tests", cases),
+        ("failures", suite.findall("*/failure")),
+        ("errors", suite.findall("*/error")),
+    ):
+        assert root.get(key) == suite.get(key) == str(len(found))
+    assert suite.get("skipped") == str(len(suite.findall("*/skipped")))
+    assert len({case.get("name") for case in cases}) == len(cases)
+    assert all(len(case) <= 1 for case in cases)
+    assert all(re.fullmatch(r"[0-9]{0,3}(\.[0-9]*)?", element.get("time", "")) for element in root.iter())
+
+
+@EVERY_VERDICT
+def test_sarif_places_every_result_and_names_every_rule_once(verdict: Verdict) -> None:
+    log = parsed("sarif", verdict)
+    assert (log["version"], log["$schema"].rsplit("/", 1)[1]) == ("2.1.0", "sarif-schema-2.1.0.json")
+    (run,) = log["runs"]
+    rules = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
+    assert len({*rules}) == len(rules)
+    for result in run["results"]:
+        assert rules[result["ruleIndex"]] == result["ruleId"]
+        assert result["kind"] in {"pass", "open", "fail"}
+        assert result["level"] in ({"warning", "error"} if result["kind"] == "fail" else {"none"})
+        (place,) = result["locations"]
+        artifact = place["physicalLocation"]["artifactLocation"]
+        assert run["artifacts"][artifact["index"]]["location"]["uri"] == artifact["uri"] == "audit.json"
+        assert result["message"]["text"]
+
+
+def test_an_empty_or_hostile_text_leaves_the_formats_valid() -> None:
+    """No format has a text that must not be empty and could be, or a character that its readers refuse."""
+    for text in ("", " ", *PAYLOADS.values()):
+        audit = made(Audit, text)
+        for element in ElementTree.fromstring(TWINS["junit"].make(audit)).iter():
+            must, may, _ = JUNIT[element.tag]
+            assert must <= {*element.keys()} <= must | may
+        (run,) = json.loads(TWINS["sarif"].make(audit))["runs"]
+        assert all(result["message"]["text"] for result in run["results"])
+        if PUBLISHED is not None:
+            xmlschema = pytest.importorskip("xmlschema")
+            xmlschema.XMLSchema(str(published("junit-10.xsd"))).validate(TWINS["junit"].make(audit).decode())
 
 
 def test_an_in_toto_statement_names_what_was_tested() -> None:
