@@ -24,6 +24,9 @@ from .svg import INKS, draw
 Size = tuple[float, float]
 WIDE, NARROW = 940.0, 370.0
 LOWEST = 1e-12  # below, an entry is drawn as this
+HIGHEST = 10.0  # times its line; a singular value beyond is drawn there
+LARGEST = 1e250  # a loss beyond is drawn there: an axis needs room above
+MOST_STEPS = 10**15
 BETWEEN = 12.0  # pixels between two small spectra
 
 
@@ -103,7 +106,7 @@ def spectra(health: HealthView, name: str, width: float, columns: int) -> str | 
     rows = -(-len(shown) // columns)
     field, high = (width + BETWEEN) / columns, 74.0
     pixels = (width, rows * (high + 30))
-    shares = [[value / line_of(one) for value in one.values] for _, one in shown]
+    shares = [[min(value / line_of(one), HIGHEST) for value in one.values] for _, one in shown]
     top = max(1.1, *(values[0] for values in shares))
 
     def paint(figure: Figure) -> None:
@@ -146,20 +149,21 @@ def training(health: HealthView, name: str, pixels: Size) -> str | None:
     if health.training is None:
         return None
     curves = health.training.curves
-    spikes, last = spiked(curves), max(curves.step[-1], 1)
+    steps = [min(step, MOST_STEPS) for step in curves.step]
+    spikes, last = spiked(curves), max(steps[-1], 1)
 
     def paint(figure: Figure) -> None:
         half = pixels[1] / 2
         upper = framed(figure, pixels, left=44, bottom=half + 22, top=30)
         lower = framed(figure, pixels, left=44, bottom=52, top=half + 28)
-        _line(upper, curves.step, curves.loss, "certified")
-        _line(upper, curves.step, curves.validation_loss, "attacked", dashes=(5, 2.5))
-        _line(lower, curves.step, curves.gradient_norm, "certified")
+        _line(upper, steps, curves.loss, "certified")
+        _line(upper, steps, curves.validation_loss, "attacked", dashes=(5, 2.5))
+        _line(lower, steps, curves.gradient_norm, "certified")
         for axes, columns in ((upper, (curves.loss, curves.validation_loss)), (lower, (curves.gradient_norm,))):
             for step in spikes:
-                axes.axvline(step, color=INKS["contradiction"], linewidth=1.2, alpha=0.6)
+                axes.axvline(min(step, MOST_STEPS), color=INKS["contradiction"], linewidth=1.2, alpha=0.6)
             axes.set_xlim(0, last * 1.02)
-            _scaled(axes, [value for column in columns for value in column if value is not None])
+            _scaled(axes, [_held(value) for column in columns for value in column if value is not None] or [0.0])
         upper.tick_params(labelbottom=False)
         label(upper, x="", y="loss")
         label(lower, x="step", y="gradient norm")
@@ -177,10 +181,14 @@ def training(health: HealthView, name: str, pixels: Size) -> str | None:
 def _line(
     axes: Axes, steps: Sequence[int], values: Sequence[float | None], ink: str, dashes: tuple[float, float] = (1, 0)
 ) -> None:
-    points = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
+    points = [(step, _held(value)) for step, value in zip(steps, values, strict=True) if value is not None]
     if points:
         x, y = zip(*points, strict=True)
         axes.plot(x, y, color=INKS[ink], linewidth=2, dashes=dashes)
+
+
+def _held(value: float) -> float:
+    return max(-LARGEST, min(value, LARGEST))
 
 
 def _scaled(axes: Axes, values: Sequence[float]) -> None:

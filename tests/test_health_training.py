@@ -100,7 +100,7 @@ def test_a_trained_json_of_other_weights_or_of_nobody_is_a_reason(
 def test_a_folder_without_metrics_is_a_reason(tmp_path: Path) -> None:
     assert training_of(tmp_path, SHA) == (
         None,
-        "no metrics.jsonl stands beside the checkpoint, so that nothing is known of its training",
+        "No metrics.jsonl stands beside the checkpoint, so that nothing is known of its training.",
     )
     os.mkfifo(tmp_path / METRICS)  # a pipe that nobody writes to would never end
     assert training_of(tmp_path, SHA)[0] is None

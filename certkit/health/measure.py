@@ -50,7 +50,7 @@ def measure(
         seen = watched(program, data.images)
         found, more = spectra(model, program, checked(certificate.ledger), cap=cap)
     training, untold = (
-        (None, "the network did not come from a folder, so that nothing is known of its training")
+        (None, "The network did not come from a folder, so that nothing is known of its training.")
         if checkpoint is None
         else training_of(checkpoint, own.sha256)
     )

@@ -69,7 +69,7 @@ def training_of(folder: Path, sha256: str) -> tuple[Training | None, str | None]
     """
     path = folder / METRICS
     if not path.is_file():
-        return None, f"no {METRICS} stands beside the checkpoint, so that nothing is known of its training"
+        return None, f"No {METRICS} stands beside the checkpoint, so that nothing is known of its training."
     try:
         about = _trained(folder / TRAINED, sha256)
         lines = lines_of(path)
