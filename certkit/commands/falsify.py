@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from certkit.text.tokens import Tokens
 
 SUBSTITUTED = 12  # contexts whose tokens are replaced: each is a search of its own
+LOGITS = 2**26  # of the contexts that are attacked at once: 256 MiB in float32, held a few times over
 
 
 def campaign_of(
@@ -81,7 +82,8 @@ def attacked(
 ) -> tuple[NDArray[np.float64], list[Hit]]:
     """The nearest example (W, N, T) of each position for each choice of tokens that move, and those inside certified radii.
 
-    Attacks move the last tokens. What few tokens do, more can do as well.
+    Attacks move the last tokens. What few tokens do, more can do as well. Contexts are attacked in pieces, as a large
+    vocabulary has many logits; a seed counts on from piece to piece.
     """
     import numpy as np
     import torch
@@ -90,25 +92,35 @@ def attacked(
 
     attacks = importlib.import_module("certkit.attacks.language")
     radii, y = [at.value for at in eps if at.value > 0], torch.from_numpy(proved.true)
-    names: dict[str, Any] = {"steps": given["steps"], "seed": given["seed"]}
     last = torch.zeros(y.shape, dtype=torch.bool)
     last[:, -1] = True
     hits: list[Hit] = []
     distance = np.full(proved.attacked.shape, np.inf)
+    size = max(1, LOGITS // (y.shape[1] * len(model.embed.weight)))  # type: ignore[arg-type]
 
-    def kept(place: int, attack: str, found: Any) -> None:
-        distance[place] = np.minimum(distance[place], found.distance)
-        hits.extend(Hit(place, attack, n, t, one.distance, one.example) for (n, t, _), one in found.hits.items())
+    def tried(place: int, attack: str, within: NDArray[np.float64], **masks: Tensor) -> None:
+        for start in range(0, len(y), size):
+            rows = slice(start, start + size)
+            named: dict[str, Any] = {name: mask[rows] for name, mask in masks.items()} | {"within_NT": within[rows]}
+            if attack == "pgd":
+                named |= {"steps": given["steps"], "seed": given["seed"] + start}
+                found = attacks.pgd(model.from_embeddings, embedded[rows], y[rows], radii, **named)
+            else:
+                named["steps"] = 2 * given["steps"]
+                found = attacks.ddn(model.from_embeddings, embedded[rows], y[rows], radii[-1], **named)
+            distance[place, rows] = np.minimum(distance[place, rows], found.distance)
+            hits.extend(
+                Hit(place, attack, start + n, t, one.distance, one.example) for (n, t, _), one in found.hits.items()
+            )
 
     for place, way in enumerate(ways):
-        within = {"within_NT": np.where(proved.proved, proved.radius[place], -np.inf)}
+        within = np.where(proved.proved, proved.radius[place], -np.inf)
         movable = torch.zeros(y.shape)
         movable[:, -(way.tokens or y.shape[1]) :] = 1
-        free = {"movable_NT": movable, **within}
-        kept(place, "pgd", attacks.pgd(model.from_embeddings, embedded, y, radii, judged_NT=last, **free, **names))
-        kept(place, "ddn", attacks.ddn(model.from_embeddings, embedded, y, radii[-1], steps=2 * given["steps"], **free))
+        tried(place, "pgd", within, movable_NT=movable, judged_NT=last)
+        tried(place, "ddn", within, movable_NT=movable)
         if way.tokens is None:
-            kept(place, "pgd", attacks.pgd(model.from_embeddings, embedded, y, radii, **within, **names))
+            tried(place, "pgd", within)
             distance[place, :, -1] = np.fmin(distance[place, :, -1], campaign.distance)
             for attack, reached in campaign.by_attack.items():
                 hits += [
@@ -120,7 +132,7 @@ def attacked(
                         float(reached[n]),
                         torch.from_numpy(campaign.examples[attack][n]),
                     )
-                    for n in np.flatnonzero(reached <= within["within_NT"][:, -1]).tolist()
+                    for n in np.flatnonzero(reached <= within[:, -1]).tolist()
                 ]
     for fewer, more in pairwise(sorted(range(len(ways)), key=lambda place: ways[place].tokens or math.inf)):
         distance[more] = np.minimum(distance[more], distance[fewer])

@@ -267,8 +267,10 @@ def lines(found: LanguageAudit) -> list[str]:
     from certkit.bounds.number import Up
 
     slope = found.slope
+    nothing = ["certified        nothing at these radii: the bounds are sound, and too wide for this network"]
     told = [
         f"{found.verdict}: {found.verdict_reason}",
+        *(nothing if found.certifies_nothing else []),
         f"next token       {options.share(found.clean)}, loss {found.loss:.4f}",
         f"Lipschitz        {Up.of(slope.sound).to_float():.6g} (RMS, all heads and scales; within {slope.reach:g} of the embeddings)",
     ]

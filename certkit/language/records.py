@@ -216,6 +216,12 @@ class LanguageAudit(Record):
     provenance: Provenance
     sealed: Sha256 | None = None
 
+    @property
+    def certifies_nothing(self) -> bool:
+        """Whether no position is certified at any radius above 0."""
+        points = (point for curve in self.curves for point in curve.certified)
+        return not any(point.certified.count for point in points if point.eps.value > 0)
+
 
 class Stability(Record):
     """The stability audit of one checkpoint, and of the run that made it, where its metrics lie beside it."""
