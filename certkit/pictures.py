@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from certkit.data import Dataset
 
 Pixels = NDArray[np.uint8]
+NO_ROOM = "one picture of this size takes more room than there is for all"
 NO_DATA = "the samples were not at hand when this audit was written; certkit report DIR --data NAME draws them"
 
 
@@ -83,7 +84,7 @@ def drawn(campaign: Campaign, rows: NDArray[np.int64], images: Images) -> Pictur
             break
         shown.append(picture)
     if not shown:
-        return _none("one picture of this size takes more room than there is for all", len(rows))
+        return _none(NO_ROOM, len(rows))
     return Pictures(shown=tuple(shown), broken=len(rows), absent=None)
 
 
@@ -203,13 +204,13 @@ def _foreign(held: Pictures, campaign: Campaign, rows: NDArray[np.int64]) -> str
 
 
 def _held(directory: Path) -> Pictures | None:
-    """The pictures of the audit.json that stands there, if it can be read and has any."""
+    """The pictures of the audit.json that stands there, if it can be read and has any, or had the samples and no room."""
     path = directory / "audit.json"
     try:
         held = load(Audit, path).pictures if path.is_file() else None
     except RecordError:  # of an older format, or damaged: it is about to be written anew
         held = None
-    return held if held is not None and held.shown else None
+    return held if held is not None and (held.shown or held.absent == NO_ROOM) else None
 
 
 def _none(reason: str, broken: int) -> Pictures:

@@ -112,7 +112,7 @@ def render(audit: Audit) -> str:
         bins=figures.bins(audit),
         gallery=Gallery.of(audit, found),
         pictured={one.index for one in audit.pictures.shown},
-        policy=policy(style, script, pictures=True),
+        policy=policy(style, script, pictures=bool(audit.pictures.shown)),
         style=inlined(style),
         script=inlined(script),
         record=inlined(embedded(audit.model_dump(mode="json", exclude=ELSEWHERE))),

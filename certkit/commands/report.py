@@ -44,10 +44,12 @@ class Twins(click.Choice[str]):
     multiple=True,
     help="Write a twin of the report as well, for other programs; may be given several times.",
 )
+@click.option("--data", help="Data set of the certificate, to draw the pictures of samples anew.")
 @options.together(*options.network, options.as_json)
 def report(
     directory: Path,
     checkpoint: Path | None,
+    data: str | None,
     formats: tuple[str, ...],
     model: str | None,
     allow_pickle: bool,
@@ -63,7 +65,16 @@ def report(
 
         module, subject = load_model(checkpoint, factory=model, allow_pickle=allow_pickle, normalisation=normalisation)
 
+    samples = None
+    if data is not None:
+        from certkit.data import load
+        from certkit.files import load as read
+        from certkit.records import Certificate
+
+        record = read(Certificate, directory / "certificate.json").data
+        samples = load(data, record.split, limit=record.count)
+
     def also() -> list[Path]:
         return [*twins().write(directory, twins().TWINS if "all" in formats else formats)] if formats else []
 
-    finish(directory, module, subject, json=json, also=also)
+    finish(directory, module, subject, data=samples, json=json, also=also)
