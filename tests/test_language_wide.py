@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from decimal import Overflow
 from fractions import Fraction
 from typing import Any
 
@@ -19,10 +20,12 @@ from certkit.bounds.ledger import pair_gain
 from certkit.bounds.spectral import euclidean, row_differences
 from certkit.config import LanguageModelConfig
 from certkit.engine.execute import centres
+from certkit.engine.interpret import Interpreter
 from certkit.engine.program import export
 from certkit.errors import Refusal
 from certkit.language import head as heads
 from certkit.language.certificate import Bounded, Proof, agreement, bounded, pieces_of, proof
+from certkit.language.execution import execution
 from certkit.language.head import Head, head_of
 from certkit.models.gpt import LanguageModel, language_model
 
@@ -399,6 +402,44 @@ def test_a_module_whose_graph_is_another_is_refused() -> None:
         model.head.weight[7] += 1.0  # type: ignore[operator, index, union-attr]
     with pytest.raises(Refusal, match=r"^the module and its exported graph differ by .*, more than rounding explains"):
         agreement(given, model, embedded, found)
+
+
+def overflowing(monkeypatch: pytest.MonkeyPatch, *arithmetics: str) -> None:
+    """Bounds in these arithmetics grow beyond what a decimal number can hold, as after 12 LayerNorms."""
+    plain = Interpreter.__call__
+
+    def bounds(self: Interpreter, *words: Any, **given: Any) -> Any:
+        if given.get("arithmetic", "float64") in arithmetics:
+            raise Overflow
+        return plain(self, *words, **given)
+
+    monkeypatch.setattr(Interpreter, "__call__", bounds)
+
+
+def test_of_an_execution_whose_rounding_has_no_written_bound_nothing_is_claimed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    overflowing(monkeypatch, "float32")
+    model = network(60)
+    given = bounded(model, CONTEXT, 0.1)
+    assert given.deployed is None
+    embedded = model.embed(torch.arange(2 * CONTEXT).reshape(2, CONTEXT)).detach()
+    found = proof(given, embedded, [0.01], steps=0)
+    assert (found.radius(found.everywhere) > 0).any()  # the exact claim stands
+    assert agreement(given, model, embedded, found) < 1e-4
+    own = execution(given, found, embedded)
+    assert not own.claim.holds
+    assert own.claim.reasons == ("a bound of its rounding is larger than any number that can be written down",)
+    assert not own.everywhere.any()
+    assert not own.jointly.any()
+
+
+def test_bounds_beyond_every_written_number_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    overflowing(monkeypatch, "float64", "float32")
+    with pytest.raises(
+        Refusal, match=r"^the bounds of this model are larger than any number that can be written down$"
+    ):
+        bounded(network(60), CONTEXT, 0.1)
 
 
 def test_long_contexts_are_executed_a_few_at_a_time() -> None:

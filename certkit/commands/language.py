@@ -250,7 +250,7 @@ def run_language(checkpoint: Path, **given: Any) -> tuple[LanguageAudit, Path]:
         shown=audit.shown(every, tokens, range(min(SHOWN, len(x)))),
         table=File(name=TABLE, sha256=digest_file(out / TABLE)),
         ledger=to_json(bounds.everywhere),
-        execution_ledger=to_json(bounds.deployed),
+        execution_ledger={} if bounds.deployed is None else to_json(bounds.deployed),
         pair_gain=tuple(tuple(number.to_float() for number in row) for row in bounds.everywhere.pairs.gain),
         pair_error=bounds.error,
         assumptions=audit.ASSUMPTIONS,

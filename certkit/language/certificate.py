@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Overflow as DecimalOverflow
 
 import numpy as np
 import torch
@@ -45,14 +47,15 @@ class Bounded:
     """A language model's bounds over all token sequences of one length, on a domain of embeddings.
 
     ``everywhere`` is the ledger for every token moving by the radius, ``jointly`` for all tokens together moving by it in
-    l2; ``deployed`` is that of the program in the model's own arithmetic. ``source`` names the value that the head reads.
+    l2; ``deployed`` is that of the program in the model's own arithmetic, None where a bound of its error is larger than any
+    number that can be written down, as after 12 LayerNorms. ``source`` names the value that the head reads.
     """
 
     program: Program
     domain: Domain
     everywhere: Ledger
     jointly: Ledger
-    deployed: Ledger
+    deployed: Ledger | None
     source: str
     head: Head
 
@@ -75,8 +78,13 @@ def bounded(model: LanguageModel, context: int, reach: float) -> Bounded:
     shape = (context, table_VD.shape[1])
     program = export(AtEmbeddings(model).eval(), shape)
     interpret = Interpreter(program)
-    everywhere, jointly = (interpret(norm, found.box, token_size=found.longest) for norm in ("token", "l2"))
-    deployed = interpret("token", found.box, token_size=found.longest, arithmetic=program.arithmetic)
+    try:
+        everywhere, jointly = (interpret(norm, found.box, token_size=found.longest) for norm in ("token", "l2"))
+    except DecimalOverflow:
+        raise Refusal("the bounds of this model are larger than any number that can be written down") from None
+    deployed: Ledger | None = None
+    with suppress(DecimalOverflow):
+        deployed = interpret("token", found.box, token_size=found.longest, arithmetic=program.arithmetic)
     head, name = head_of(program, everywhere.pairs.l2)
     known = {step.node: step for step in everywhere.steps}
     read = known[name]
@@ -291,9 +299,11 @@ def ladder(furthest: float, reach: float, steps: int) -> Floats:
 def agreement(given: Bounded, model: LanguageModel, embedded_NTD: Tensor, found: Proof) -> float:
     """The largest difference between the module's own logits and those of the graph in float64, at every position.
 
-    Raises Refusal when rounding does not explain it: then the graph is not the function that runs.
+    Raises Refusal when rounding does not explain it: then the graph is not the function that runs. Where nothing is known of
+    the rounding, only NaN is refused.
     """
-    allowed = (given.deployed.pairs.error.to_float() + given.error) / 2
+    deployed = math.inf if given.deployed is None else given.deployed.pairs.error.to_float()
+    allowed = (deployed + given.error) / 2
     difference, size = 0.0, pieces_of(embedded_NTD.shape[1])
     with torch.no_grad():
         for start in range(0, len(embedded_NTD), size):

@@ -31,6 +31,7 @@ from certkit.engine.local.numbers import Floats, Ups
 from certkit.engine.local.walk import executed, ready, walk
 from certkit.language.certificate import Bounded, Proof, joined, pieces_of, room
 
+UNWRITTEN = "a bound of its rounding is larger than any number that can be written down"
 SHELLS = 4  # on the way to the ball whose rounding is derived: many thin ones prove more than one
 
 
@@ -49,8 +50,10 @@ class Executed:
 
 def execution(given: Bounded, found: Proof, embedded_NTD: Tensor) -> Executed:
     """The radii at which the program itself keeps each predicted token, of the contexts that ``found`` is about."""
-    claim = float_claim(given.program, given.deployed)
     none = np.zeros(found.room.shape)
+    if given.deployed is None:
+        return Executed(FloatClaim(given.program.arithmetic, None, (UNWRITTEN,), ()), none, none)
+    claim = float_claim(given.program, given.deployed)
     if not claim.holds or not len(found.radii):
         return Executed(claim, none, none)
     parts = torch.split(embedded_NTD, pieces_of(embedded_NTD.shape[1]))
@@ -86,6 +89,7 @@ def rounding(given: Bounded, ledger: Ledger, seen: Centre, radius_N: Floats) -> 
     exact one and its error.
     """
     steps, deployed = ready(ledger), given.deployed
+    assert deployed is not None
     with np.errstate(all="ignore"):
         balls = walk(steps, seen, Ups(np.zeros(len(radius_N))))
         for part in range(1, SHELLS + 1):

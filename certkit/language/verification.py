@@ -363,6 +363,10 @@ def _measured(stated: Stated, model: LanguageModel, no_less: NoLess, found: Find
     if given.program.sha256 != record.program_sha256:
         raise Tampered(f"{NAME}: program_sha256 is not that of the network's graph{elsewhere or f'; {AGAIN}'}")
     found.verified("graph", f"exported again, program_sha256 {record.program_sha256}")
+    if given.deployed is None:
+        raise Tampered(
+            f"{NAME}: execution_ledger states a proof where this machine finds none{elsewhere or f'; {AGAIN}'}"
+        )
     for name, claimed, fresh in (
         ("ledger", stated.ledger, given.everywhere),
         ("execution_ledger", stated.deployed, given.deployed),
