@@ -75,8 +75,7 @@ def activations(health: HealthView, name: str, pixels: Size) -> str | None:
             at = math.log10(fit.largest)
             axes.axhline(at, color=INKS["muted"], linewidth=1.2, dashes=(4, 3))
             axes.text(
-                len(seen) + 0.45, at, f"largest {fit.name}: {fit.largest:g}", color=INKS["muted"], fontsize=12, ha="right",
-                va="bottom",
+                0.45, at, f"largest {fit.name}: {fit.largest:g}", color=INKS["muted"], fontsize=12, va="bottom",
             )  # fmt: skip
         for place, (below, above) in zip(places, zip(seen, proved, strict=True), strict=True):
             axes.plot([place, place], [below, above], color=INKS["gap"], linewidth=5)

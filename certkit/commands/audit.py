@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 def audit(checkpoint: Path, crosscheck: bool, **given: Any) -> None:
     """Certify CHECKPOINT, attack it, set the two side by side and write report.html.
 
-    Exits with 4 when an adversarial example lies inside a certified radius or a cross-check attained a slope that the proof
-    forbids, and with 3 when the campaign fails its own checks. An interrupted audit resumes its campaign.
+    Exits with 4 when an adversarial example lies inside a certified radius, or a number inside or a slope was attained that
+    the proof forbids, and with 3 when the campaign fails its own checks. An interrupted audit resumes its campaign.
     """
     from certkit.commands.attack import run_attack
     from certkit.commands.certify import run_certify, run_health
