@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
+from certkit.comparison import Comparison
+from certkit.errors import one_line
 from certkit.files import canonical
+from certkit.language.records import LanguageAudit
 from certkit.records import Audit, Verdict
-from certkit.reports import render
+from certkit.reports import comparison, language, render, sides_page
 from certkit.reports.findings import FEWEST_ROWS, MOST_ROWS
-from certkit.reports.page import SECTIONS
+from certkit.reports.page import LONGEST, SECTIONS
 from tests.audits import example_audit, with_float_gaps
-from tests.hostile import PAYLOADS, at, poisoned
+from tests.hostile import PAYLOADS, at, made, poisoned
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install certkit[dev]")
@@ -231,6 +233,14 @@ def test_without_script_the_page_is_whole_and_offers_nothing_that_needs_it(opene
     assert reader.complaints == []
 
 
+def printed(pdf: Path) -> str:
+    """The text of a PDF, its white space made single. Skips the test where nothing here can read one."""
+    pypdf = pytest.importorskip(
+        "pypdf", reason="the PDF was made; pypdf is not installed to read it: pip install certkit[dev]"
+    )
+    return " ".join(" ".join(page.extract_text() for page in pypdf.PdfReader(pdf).pages).split())
+
+
 @pytest.mark.parametrize("script", [True, False], ids=["with script", "without"])
 def test_printed_the_page_shows_every_section_and_what_was_folded(opened: Any, tmp_path: Path, script: bool) -> None:
     reader = opened(example_audit(60), java_script_enabled=script)
@@ -238,13 +248,11 @@ def test_printed_the_page_shows_every_section_and_what_was_folded(opened: Any, t
     assert not folded.is_visible()
     pdf = reader.page.pdf(path=str(tmp_path / "page.pdf"), format="A4")
     assert pdf.startswith(b"%PDF")
-    if shutil.which("pdftotext") is None:
-        pytest.skip("the PDF was made; pdftotext is not on PATH to read it")
-    text = subprocess.run(["pdftotext", "-layout", tmp_path / "page.pdf", "-"], capture_output=True, check=True).stdout
+    text = printed(tmp_path / "page.pdf")
     for part in SECTIONS[2:]:
-        assert part.title in text.decode()
-    assert "NOT REFUTED" in text.decode()
-    assert "Correct samples per interval of certified radius" in " ".join(text.decode().split())
+        assert part.title in text, part.title
+    assert "NOT REFUTED" in text
+    assert "Correct samples per interval of certified radius" in text
 
 
 def test_dark_and_light_look_different_and_the_figures_follow(opened: Any) -> None:
@@ -274,3 +282,46 @@ def test_nothing_in_a_record_can_run(opened: Any, names: tuple[str, ...]) -> Non
     assert reader.page.evaluate("window.pwned") is None
     assert len(reader.requests) == 1
     assert reader.complaints == []
+
+
+HOSTILE: dict[str, Callable[[str], str]] = {
+    "report.html": lambda text: render(made(Audit, text)),
+    "report.html, the other parts": lambda text: render(made(Audit, text, full=False)),
+    "compared.html": lambda text: sides_page.render(made(Audit, text), made(Audit, text)),
+    "language.html": lambda text: language.render(made(LanguageAudit, text)),
+    "comparison.html": lambda text: comparison.render(made(Comparison, text)),
+}
+
+
+TOUCHED = """() => {
+    for (const one of document.querySelectorAll('details')) one.open = true;
+    for (const one of document.querySelectorAll('button, a')) one.click();
+    for (const one of document.querySelectorAll('*')) {
+        for (const kind of ['mouseover', 'focus', 'load', 'error']) one.dispatchEvent(new Event(kind));
+    }
+}"""
+SHOWN = """() => {
+    const all = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
+    while (all.nextNode()) if (!all.currentNode.parentElement.closest('script, style')) found.push(all.currentNode.data);
+    return found.join('');
+}"""
+
+
+@pytest.mark.parametrize("page", HOSTILE)
+def test_nothing_in_any_record_runs_is_fetched_or_hides(browser: Any, tmp_path: Path, page: str) -> None:
+    path = tmp_path / "page.html"
+    for text in (*(PAYLOADS[name] for name in ("closing", "attribute", "frame")), " ".join(PAYLOADS.values())):
+        path.write_text(HOSTILE[page](text), encoding="utf-8")
+        reader = Reader(browser, path)
+        reader.page.evaluate(TOUCHED)
+        reader.page.mouse.move(600, 300)
+        reader.page.mouse.wheel(0, 20_000)
+        reader.page.emulate_media(media="print")
+        assert reader.page.evaluate("window.pwned") is None
+        asked = [url for url in reader.requests if not url.startswith("data:image/png;base64,")]
+        assert {url.split("#")[0] for url in asked} == {path.as_uri()}
+        assert reader.complaints == []
+        assert one_line(text, LONGEST) in reader.page.evaluate(SHOWN)
+        raw = reader.page.evaluate("document.documentElement.outerHTML")
+        assert not [c for c in raw if not c.isprintable() and c not in "\n\t\u202f"]
+        reader.context.close()
