@@ -39,7 +39,7 @@ from certkit.records import (
     WithoutLocal,
 )
 from certkit.records.crosscheck import Cost, CrossView, Method
-from certkit.records.pictures import MOST
+from certkit.records.pictures import BUDGET, MOST
 from certkit.reports import render
 
 EPS = ("0.1", "0.25", "0.5", "1.0")
@@ -85,30 +85,30 @@ def samples(n: int, *, attacked: bool) -> tuple[Sample, ...]:
     return tuple(made)
 
 
-def pictures(rows: tuple[Sample, ...]) -> Pictures:
-    """Grey images of 8 x 8 of the samples with the smallest gap, each moved as far as its distance says."""
+def pictures(rows: tuple[Sample, ...], shape: tuple[int, int, int] = (1, 8, 8)) -> Pictures:
+    """Noise of a shape for the samples with the smallest gap, each moved as far as its distance says, as many as there is room for."""
     broken = sorted(
-        (row for row in rows if row.distance is not None), key=lambda row: (row.distance - row.radius, row.index)
-    )  # type: ignore[operator]
-    shown = []
+        (row for row in rows if row.distance is not None),
+        key=lambda row: (row.distance - row.radius, row.index),  # type: ignore[operator]
+    )
+    shown: list[Picture] = []
     for row in broken[:MOST]:
         draw = np.random.default_rng(row.index)
-        image = draw.random((1, 8, 8), np.float32)
-        direction = draw.normal(size=(1, 8, 8))
-        example = np.clip(image + direction / np.linalg.norm(direction) * (row.distance or 0.0), 0, 1).astype(
-            np.float32
-        )
+        image, direction = draw.random(shape, np.float32), draw.normal(size=shape)
+        moved = image + direction / np.linalg.norm(direction) * (row.distance or 0.0)
+        example = np.clip(moved, 0, 1).astype(np.float32)
         difference, factor = contrast(image, example, (0.0, 1.0))
-        shown.append(
-            Picture(
-                index=row.index,
-                becomes=(row.label + 3) % 10,
-                factor=factor,
-                input=png_of(levels(image, (0.0, 1.0))),
-                adversarial=png_of(levels(example, (0.0, 1.0))),
-                difference=png_of(difference),
-            )
+        picture = Picture(
+            index=row.index,
+            becomes=(row.label + 3) % 10,
+            factor=factor,
+            input=png_of(levels(image, (0.0, 1.0))),
+            adversarial=png_of(levels(example, (0.0, 1.0))),
+            difference=png_of(difference),
         )
+        if sum(one.length for one in (*shown, picture)) > BUDGET:
+            break
+        shown.append(picture)
     return Pictures(shown=tuple(shown), broken=len(broken), absent=None if shown else "no attack changed a sample")
 
 
