@@ -8,12 +8,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from click.testing import CliRunner, Result
-from torch import nn
+from click.testing import Result
 
 from certkit import checkpoint
 from certkit.bounds.ledger import main as derive
-from certkit.cli import main
 from certkit.config import validate
 from certkit.errors import RecordError
 from certkit.files import load, save
@@ -27,58 +25,24 @@ from certkit.models import create
 from certkit.models.gpt import LanguageModel
 from certkit.records.health import Largest
 from certkit.reports.language import changed, render, report, visible
+from tests import languages
+from tests.languages import LETTERS, run
 from tests.pages import Page
 
-LETTERS = "abc <&\n"
 
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words])
+@pytest.fixture(scope="module")
+def text() -> Path:
+    return languages.text()
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("text")
-    (folder / "all.txt").write_text(LETTERS * 90, encoding="utf-8")
-    return folder
+def network() -> Path:
+    return languages.network()
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("network")
-    settings = validate(
-        {
-            "model": {"name": "gpt", "vocabulary": len(LETTERS), "context": 8, "width": 8, "heads": 2, "blocks": 1},
-            "training": {"loss": "cross-entropy", "constraint": "none"},
-        },
-        "run",
-    )
-    torch.manual_seed(0)
-    model = create(settings.model)
-    step = torch.optim.Adam(model.parameters(), lr=0.03)
-    text = torch.arange(8 + len(LETTERS)) % len(LETTERS)  # as the text goes on, in the order of sorted characters
-    order = torch.tensor([sorted(LETTERS).index(LETTERS[n]) for n in text])
-    rows = order.unfold(0, 9, 1)
-    for _ in range(60):
-        step.zero_grad()
-        nn.functional.cross_entropy(model(rows[:, :-1]).transpose(1, 2), rows[:, 1:]).backward()
-        step.step()
-    checkpoint.write(folder, model.state_dict(), settings.model_dump(mode="json"))
-    lines = [
-        {"step": 0, "loss": 2.0, "gradient_norm": 1.0, "spikes": 0, "norm_over_cap": {"w": 0.5}},
-        {"step": 9, "loss": 1.5, "gradient_norm": 3.0, "spikes": 2},
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def audited(network: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
-    out = tmp_path_factory.mktemp("audit")
-    result = run(
-        "language", network, "--data", text, "--contexts", 3, "--eps", "0.01,0.1,8", "--steps", 4, "--out", out
-    )  # fmt: skip
-    return out, result
+def audited() -> tuple[Path, Result]:
+    return languages.audited()
 
 
 def test_an_audit_of_a_language_model_ends_with_a_page(audited: tuple[Path, Result]) -> None:

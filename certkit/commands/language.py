@@ -249,6 +249,7 @@ def run_language(checkpoint: Path, **given: Any) -> tuple[LanguageAudit, Path]:
         substitutions=replaced,
         shown=audit.shown(every, tokens, range(min(SHOWN, len(x)))),
         table=File(name=TABLE, sha256=digest_file(out / TABLE)),
+        files=audit.files_of(campaign, out),
         ledger=to_json(bounds.everywhere),
         execution_ledger={} if bounds.deployed is None else to_json(bounds.deployed),
         pair_gain=tuple(tuple(number.to_float() for number in row) for row in bounds.everywhere.pairs.gain),

@@ -20,13 +20,14 @@ from certkit.errors import EvaluationInvalid, Refuted
 def replay(directory: Path, sample: int, checkpoint: Path, **given: Any) -> None:
     """Run the network again on the adversarial example of SAMPLE that a campaign or an audit left in DIRECTORY.
 
-    SAMPLE is its index in the data set, or the number, from 0, of a contradiction of a language audit. Exits with 4 when the example refutes the certificate, and with 3 when it does
-    not come out again as it is recorded.
+    SAMPLE is its index in the data set, or the number, from 0, of a contradiction of a language audit. Exits with 4 when the
+    example refutes the certificate, and with 3 when it does not come out again as it is recorded.
     """
     if (directory / "language.json").is_file():
         from certkit.commands.language import replayed
 
-        return replayed(directory, sample, checkpoint, json=given["json"])
+        replayed(directory, sample, checkpoint, json=given["json"])
+        return
     from certkit.commands.loading import load_inputs
     from certkit.replay import replay as run
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +13,9 @@ from torch import Tensor
 
 from certkit.bounds.ledger import Ledger
 from certkit.bounds.number import Up
-from certkit.campaign import Campaign
+from certkit.campaign import Campaign, units
 from certkit.errors import Tampered
-from certkit.files import canonical, digest
+from certkit.files import canonical, digest, digest_file
 from certkit.language.certificate import Bounded, Proof
 from certkit.language.execution import Executed
 from certkit.language.positions import Moves, Positions
@@ -21,7 +23,7 @@ from certkit.language.published import published_bound
 from certkit.language.records import Contradiction, LanguageAudit, Shown, Slope, Words
 from certkit.language.threat import of_few, substitutions
 from certkit.models.gpt import LanguageModel
-from certkit.records import Eps, Verdict
+from certkit.records import Eps, File, Verdict
 from certkit.text.tokens import Tokens
 
 Floats = NDArray[np.float64]
@@ -145,6 +147,13 @@ def judged(found: Sequence[Contradiction], campaign: Campaign) -> tuple[Verdict,
 def attacked_by(campaign: Campaign) -> str:
     """The campaign in words."""
     return ", ".join(spec.name for spec in campaign.plan.attacks) + f" ({campaign.validity})"
+
+
+def files_of(campaign: Campaign, out: Path) -> tuple[File, ...]:
+    """The files of a campaign in a folder, with their digests: its plan, its checks and every shard."""
+    shards = sorted(f"campaign/shards/{unit.name}" for unit in chain.from_iterable(units(campaign.plan)))
+    names = ("campaign/plan.json", "campaign/checks.json", *shards)
+    return tuple(File(name=name, sha256=digest_file(out / name)) for name in names)
 
 
 def sealed(record: LanguageAudit) -> LanguageAudit:

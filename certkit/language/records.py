@@ -180,7 +180,8 @@ class LanguageAudit(Record):
 
     ``ledger`` proves ``everywhere``; it derives again from its evidence, as does ``execution_ledger``, the same proof in the
     arithmetic of the program. ``loss`` is the mean in nats, ``positions`` all positions of all contexts. ``tried`` are the
-    radii that were tried on each context; ``table`` has a row for each position, from which every count follows. ``sealed``
+    radii that were tried on each context; ``table`` has a row for each position, from which every count follows;
+    ``files`` are those of the campaign. ``sealed``
     is the sha256 of all the rest: against accidents, as whoever forges can seal.
     """
 
@@ -207,6 +208,7 @@ class LanguageAudit(Record):
     substitutions: tuple[Substitution, ...]
     shown: tuple[Shown, ...]
     table: File
+    files: tuple[File, ...]
     ledger: dict[str, Any]
     execution_ledger: dict[str, Any]
     pair_gain: tuple[tuple[float, ...], ...]

@@ -14,7 +14,6 @@ import os
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from certkit import __version__
 from certkit.bounds.ledger import Ledger, checked, from_json, to_json
-from certkit.campaign import Campaign, load_campaign, units
+from certkit.campaign import Campaign, load_campaign
 from certkit.data import fingerprint
 from certkit.engine.floats import assumptions, running
 from certkit.errors import CheckpointError, DataError, RecordError, Tampered, one_line
@@ -132,12 +131,16 @@ def read(directory: Path, found: Findings | None = None) -> Stated:
     ways, eps = _asked(record)
     table = _table(directory, record, ways, eps)
     ledger, deployed = _ledgers(record)
+    for file in (*record.files, *(one.example for one in record.contradictions if one.example is not None)):
+        if not _is(directory / file.name, file.sha256):
+            raise Tampered(
+                f"{one_line(file.name)}: is missing or is not what {NAME} was made from (sha256 differs); {AGAIN}"
+            )
     campaign = load_campaign(directory)
+    if record.files != audit.files_of(campaign, directory):
+        raise Tampered(f"{NAME}: files are not those of the campaign beside it; {AGAIN}")
     _same_campaign(record, table, eps, campaign)
     _follows(record, table, ways, eps, ledger, campaign)
-    for one in record.contradictions:
-        if one.example is not None and not _is(directory / one.example.name, one.example.sha256):
-            raise Tampered(f"{one.example.name}: is missing, or not the example that {NAME} names; {AGAIN}")
     if found is not None:
         steps = len(ledger.steps) + len(deployed.steps)
         found.verified(
@@ -149,7 +152,7 @@ def read(directory: Path, found: Findings | None = None) -> Stated:
             NAME, "verdict, curves, medians, counts, means and contradictions follow from rows, ledgers and campaign"
         )
         _page(directory, record, found)
-        _others(directory, record, campaign, found)
+        _others(directory, record, found)
     return Stated(record, table, ways, eps, ledger, deployed, campaign)
 
 
@@ -318,10 +321,9 @@ def _page(directory: Path, record: LanguageAudit, found: Findings) -> None:
     found.verified(PAGE, f"made again from {NAME}, byte for byte the same")
 
 
-def _others(directory: Path, record: LanguageAudit, campaign: Campaign, found: Findings) -> None:
+def _others(directory: Path, record: LanguageAudit, found: Findings) -> None:
     """What else lies in the folder is named."""
-    known = {NAME, PAGE, record.table.name, "campaign/plan.json", "campaign/checks.json"}
-    known |= {f"campaign/shards/{unit.name}" for unit in chain.from_iterable(units(campaign.plan))}
+    known = {NAME, PAGE, record.table.name, *(file.name for file in record.files)}
     known |= {one.example.name for one in record.contradictions if one.example is not None}
     strange = sorted(
         name
