@@ -22,6 +22,7 @@ import torch
 from benchmarks.common import printed
 from certkit.commands.language import load, table
 from certkit.language.certificate import Proof, bounded, proof
+from certkit.language.execution import execution
 from certkit.text.tokens import load_text
 
 AIMS = {"sound_lipschitz": 2.0, "accuracy": 0.61, "loss": 1.30}
@@ -36,7 +37,10 @@ def certified(checkpoint: Path, data: str, *, context: int, contexts: int, eps: 
     bound_seconds = time.monotonic() - started
     found: Proof = proof(bounds, table(model)[x], eps)
     seconds, cpu = time.monotonic() - started, time.process_time() - cpu
-    right = (found.logits.argmax(-1) == y.numpy()) & (found.room > 0)
+    began = time.monotonic()
+    own = execution(bounds, found, table(model)[x])
+    executing = time.monotonic() - began
+    right = (found.predicted == y.numpy()) & (found.room > 0)
     radius = found.radius(found.everywhere)
     losses = {str(e): float(found.loss(y.numpy(), found.moved(e)).mean()) for e in eps}
     return {
@@ -46,12 +50,15 @@ def certified(checkpoint: Path, data: str, *, context: int, contexts: int, eps: 
         "contexts": len(x),
         "positions": x.numel(),
         "right": int(right.sum()),
-        "loss": float(found.loss(y.numpy(), np.zeros(len(x))).mean()),
+        "loss": float(found.cross_entropy(y.numpy()).mean()),
         "certified": {str(e): int((right & (radius >= e)).sum()) for e in eps},
+        "certified_as_executed": {str(e): int((right & (own.everywhere >= max(e, 5e-324))).sum()) for e in eps},
         "certified_loss": losses,
         "median_radius_of_right": float(np.median(radius[right])),
+        "median_float_radius_of_right": float(np.median(own.everywhere[right])),
+        "pair_error_of_float32_on_the_domain": own.claim.pair_error,
         "radii_tried": len(found.radii),
-        "seconds": {"all": seconds, "of it bounds of the graph": bound_seconds, "cpu": cpu},
+        "seconds": {"all": seconds, "of it bounds of the graph": bound_seconds, "cpu": cpu, "the execution": executing},
         "peak_memory_mib": {"before": before, "after": _peak()},
     }
 
@@ -64,7 +71,8 @@ def audit(folder: Path) -> dict[str, Any]:
     """The figures of a language.json, without its ledger and texts, and what is missing to the aims."""
     value = json.loads((folder / "language.json").read_text(encoding="utf-8"))
     kept = ("subject", "context", "contexts", "positions", "verdict", "verdict_reason", "clean", "loss", "slope")
-    found = {name: value[name] for name in (*kept, "words", "curves", "losses", "campaign")}
+    found = {name: value[name] for name in (*kept, "words", "curves", "losses", "contradictions", "campaign")}
+    found["execution"] = {name: value["execution"][name] for name in ("arithmetic", "pair_error", "reasons")}
     searches: dict[str, dict[str, Any]] = {}
     for one in value["substitutions"]:
         held = searches.setdefault(one["kind"], {"searches": 0, "broken": 0, "distances": []})
