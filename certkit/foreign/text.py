@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,7 @@ def embedded(
 
     ``ids`` (N, tokens) are the ids of words, ``labels`` (N,) positions in ``classes``: of a language model the next word.
     The ball of any norm here (l2, linf, token) moves no entry by more than ``reach``. Raises DataError for ids or labels
-    that are not the network's, ConfigError for a network that reads no text.
+    that are not the network's and for ids that are padding, ConfigError for a network that reads no text.
     """
     table, where = _table(network), f"data set {one_line(name, 80)!r}"
     words, targets = torch.as_tensor(ids), torch.as_tensor(labels)
@@ -81,6 +82,12 @@ def embedded(
     for what, values, count in (("ids", words, len(table)), ("labels", targets, len(classes))):
         if values.is_floating_point() or bool(((values < 0) | (values >= count)).any()):
             raise DataError(f"{where}: {what} must be integers from 0 to {count - 1}")
+    padding = _padding(network)
+    if padding is not None and bool((words == padding).any()):
+        raise DataError(
+            f"{where}: ids hold {padding}, which pads sentences for this network; nothing is masked here, and it would be read "
+            "as a word: give sentences of one length, without padding"
+        )
     vectors, targets = table[words.long()].contiguous(), targets.long()
     record = Data(
         name=one_line(name, 120),
@@ -117,6 +124,13 @@ def _table(network: Foreign) -> Tensor:
             f"{network.subject.architecture} reads no text; expected a network with a table of embeddings"
         )
     return network.embeddings
+
+
+def _padding(network: Foreign) -> int | None:
+    """The id that is no word and only fills up sentences; None where the network has none, or ends sentences with it."""
+    config: Any = getattr(getattr(network.module, "network", None), "config", None)
+    found: int | None = getattr(config, "pad_token_id", None)
+    return None if found == getattr(config, "eos_token_id", None) else found
 
 
 def _check(reach: float) -> None:
