@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from decimal import Overflow
 from fractions import Fraction
 from typing import Any
@@ -292,6 +293,16 @@ def test_the_loss_of_a_text_is_its_cross_entropy_and_the_bound_lies_just_above(c
     held = found.loss(y, np.zeros(len(y)))
     assert (held >= exact).all()
     assert held == pytest.approx(exact, abs=1e-8)
+
+
+def test_a_loss_is_unbounded_where_the_error_is(case) -> None:
+    _, _, found, _, y = case
+    error = found.error.copy()
+    error[1] = np.inf
+    with np.errstate(all="raise", under="ignore"):
+        loss = replace(found, error=error).loss(y, found.moved(0.1))
+    assert np.isinf(loss[1]).all()
+    assert np.array_equal(loss[2:], found.loss(y, found.moved(0.1))[2:])
 
 
 def test_small_vocabularies_are_proved_no_less_than_by_the_whole_table() -> None:

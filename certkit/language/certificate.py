@@ -161,11 +161,11 @@ class Proof:
         for rows, logits in self._logits(
             np.argsort(labels, kind="stable")
         ):  # few tokens in a piece: few rows of slopes
-            y, reach = labels[rows], moved[rows // y_NT.shape[1]]
-            known = np.isfinite(reach)
+            y, reach, error = labels[rows], moved[rows // y_NT.shape[1]], self.error[rows // y_NT.shape[1]]
+            known = np.isfinite(reach) & np.isfinite(error)
             ids, back = np.unique(y, return_inverse=True)
             reached = _next(self.head.slopes(ids)[back.reshape(-1)] * np.where(known, reach, 0.0)[:, None])
-            reached = _next(self.error[rows // y_NT.shape[1], None] + reached)
+            reached = _next(np.where(known, error, 0.0)[:, None] + reached)
             reached[np.arange(len(rows)), y] = 0.0
             a = _next(_next(logits - np.take_along_axis(logits, y[:, None], axis=1)) + reached)
             top = a.max(axis=1, keepdims=True)
