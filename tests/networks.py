@@ -30,6 +30,12 @@ def linear(classes: int = 3, entries: int = 4, seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(entries, classes)).eval()
 
 
+def perceptron(hidden: int = 8, classes: int = 3, entries: int = 4, seed: int = 0) -> nn.Module:
+    """Two linear maps with a GELU between them, whose bound is no equality."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(entries, hidden), nn.GELU(), nn.Linear(hidden, classes)).eval()
+
+
 class SixHeads(nn.Module):
     """Six heads with identity weights on 24 entries per token, images of 8 x 24: one row is one token.
 

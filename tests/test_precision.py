@@ -36,7 +36,7 @@ from certkit.models import create
 from certkit.rounding import Columns, Computed, keeps, load_precision, read, write
 from tests.laws import program_of
 from tests.modules import CASES, NOISE, points
-from tests.networks import linear, samples
+from tests.networks import linear, perceptron, samples
 
 # --- Formats ----------------------------------------------------------------------------------------------------------
 
@@ -478,9 +478,7 @@ def test_a_tie_and_a_lead_of_exactly_the_drift_keep_nothing() -> None:
 
 
 def test_who_survives_keeps_its_class_when_the_rounded_network_runs(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3)).eval()
-    data = samples(200)
+    net, data = perceptron(), samples(200)
     found = precision(net, data, formats=tuple(FORMATS), out=tmp_path)
     table = pq.read_table(tmp_path / "precision.parquet")
     before = centres(export(net, (1, 2, 2)), data.images)
@@ -547,9 +545,7 @@ AGAIN = "; run certkit precision again"
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the job writes of a small network, in two formats."""
     out = tmp_path_factory.mktemp("written")
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3)).eval()
-    precision(net, samples(40), formats=("bf16", "int8"), out=out)
+    precision(perceptron(), samples(40), formats=("bf16", "int8"), out=out)
     return out
 
 
