@@ -20,7 +20,9 @@ MOMENTUM = 0.75
 RISES = 0.75  # of the steps since the last checkpoint: with fewer, the step size is halved
 SPARSE, SPARSER, SHRINK, LEAST = 0.2, 1.5, 1.5, 0.1  # l1: share of entries moved at first, and how it and the step fall
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+LEFT = 0.75  # once no more of the rows than this are without an example, the others are left behind
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of logits, labels and the class to aim at: larger is better
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -34,13 +36,12 @@ def checkpoints(steps: int) -> list[int]:
 
 def apgd_ce(search: Search) -> Tensor:
     """Cross-entropy of the label, or against the class that the threat aims at."""
-    return ascend(search, _likelihood(search))
+    return ascend(search, *_likelihood(search))
 
 
 def apgd_targeted(search: Search) -> Tensor:
     """The targeted difference-of-logits ratio, towards the rival that ranks at the input as this restart counts."""
-    aim = _aim(search)
-    return ascend(search, lambda logits, labels: dlr_targeted(logits, labels, aim))
+    return ascend(search, dlr_targeted, _aim(search))
 
 
 def transfer(search: Search) -> Tensor:
@@ -49,21 +50,20 @@ def transfer(search: Search) -> Tensor:
     if surrogate is None:
         raise ValueError("a transfer attack has a surrogate")
     if search.restart == 0:
-        return ascend(search, _likelihood(search), surrogate)
+        return ascend(search, *_likelihood(search), surrogate)
     if search.path.target is not None:
         aim = torch.full_like(search.labels, search.path.target)
     else:
         with torch.no_grad():
             aim = ranked(surrogate(search.x), search.labels, search.restart)
-    return ascend(search, lambda logits, labels: towards(logits, labels, aim), surrogate)
+    return ascend(search, towards, aim, surrogate)
 
 
-def _likelihood(search: Search) -> Loss:
+def _likelihood(search: Search) -> tuple[Loss, Tensor]:
     target = search.path.target
     if target is None:
-        return cross_entropy
-    aim = torch.full_like(search.labels, target)
-    return lambda logits, labels: -cross_entropy(logits, aim)
+        return lambda logits, labels, _: cross_entropy(logits, labels), search.labels
+    return lambda logits, _, aim: -cross_entropy(logits, aim), torch.full_like(search.labels, target)
 
 
 def _aim(search: Search) -> Tensor:
@@ -71,31 +71,51 @@ def _aim(search: Search) -> Tensor:
         return torch.full_like(search.labels, search.path.target)
     with torch.no_grad():
         logits = search.path.classifier(search.x)
-    return ranked(logits, search.labels, 1 + search.restart % (logits.shape[1] - 1))
+    return ranked(logits, search.labels, 1 + search.restart_B % (logits.shape[1] - 1))
 
 
-def ascend(search: Search, loss: Loss, model: torch.nn.Module | None = None) -> Tensor:
-    """Each row's point of largest loss; examples on the way are kept by the path. Stops when every row has one."""
-    x, eps_B, norm, box = search.x, search.eps_B, search.norm, search.box
-    steps = search.whole("steps")
-    seen = search.path if model is None else model
+def ascend(search: Search, loss: Loss, aim: Tensor, model: torch.nn.Module | None = None) -> Tensor:
+    """Each row's point of largest loss; examples on the way are kept by the path.
+
+    Rows whose sample has an example, under whichever restart, are left behind: their points stay where they are, and
+    when none is left it is over.
+    """
+    x, eps_B, labels, path = search.x, search.eps_B, search.labels, search.path
+    norm, box, steps = search.norm, search.box, search.whole("steps")
 
     def climb(point: Tensor) -> tuple[Tensor, Tensor]:
         point = point.detach().requires_grad_(True)
         with torch.enable_grad():
-            value_B = loss(seen(point), search.labels)
+            value_B = loss((path if model is None else model)(point), labels, aim)
             (gradient,) = torch.autograd.grad(value_B.sum(), point)
         return value_B.detach(), torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
 
     drawn = torch.stack([start(norm, tuple(x.shape[1:]), source) for source in search.sources]).to(x.device)
     point = project(norm, x, x + along(eps_B, x) * drawn, eps_B, box)
+    ends, rows, sample_B = point.clone(), torch.arange(len(x), device=x.device), search.sample_B
+    broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     value_B, gradient = climb(point)
     pace = (_Sparse if norm == "l1" else _Halving)(x, eps_B, steps)
     before = best = point
     best_B, best_gradient = value_B, gradient
     for step in range(steps):
-        if model is None and bool(search.path.found().all()):
+        broken[sample_B[path.found()]] = True
+        left = ~broken[sample_B]
+        if model is None and not bool(left.any()):
             break
+        if model is None and not path.classifier.tied and int(left.sum()) <= LEFT * len(x):
+            path, rows, x, eps_B, labels, aim = (
+                path.part(left),
+                rows[left],
+                x[left],
+                eps_B[left],
+                labels[left],
+                aim[left],
+            )
+            point, before, best, gradient = point[left], before[left], best[left], gradient[left]
+            value_B, best_B, best_gradient = value_B[left], best_B[left], best_gradient[left]
+            sample_B = sample_B[left]
+            pace.narrow_(left)
         ahead = project(norm, x, point + pace.move(norm, gradient), eps_B, box)
         if pace.momentum and step:
             ahead = project(norm, x, point + MOMENTUM * (ahead - point) + (1 - MOMENTUM) * (point - before), eps_B, box)
@@ -110,7 +130,8 @@ def ascend(search: Search, loss: Loss, model: torch.nn.Module | None = None) -> 
         if back is not None:
             point = torch.where(along(back, x), best, point)
             gradient = torch.where(along(back, x), best_gradient, gradient)
-    return best.detach()
+    ends[rows] = best
+    return ends
 
 
 class _Halving:
@@ -125,6 +146,10 @@ class _Halving:
         self.rises_B = torch.zeros(len(x), device=x.device)
         self.best_B = torch.full((len(x),), -torch.inf, device=x.device)
         self.halved_B = torch.ones(len(x), dtype=torch.bool, device=x.device)
+
+    def narrow_(self, rows: Tensor) -> None:
+        self.step_B, self.rises_B = self.step_B[rows], self.rises_B[rows]
+        self.best_B, self.halved_B = self.best_B[rows], self.halved_B[rows]
 
     def move(self, norm: str, gradient: Tensor) -> Tensor:
         return along(self.step_B, gradient) * steepest(norm, gradient)  # type: ignore[arg-type]
@@ -151,6 +176,10 @@ class _Sparse:
         self.share_B = torch.full((len(x),), SPARSE, device=x.device)
         self.changed_B = torch.full((len(x),), float(self.entries), device=x.device)
         self.every = max(1, int(0.04 * steps))
+
+    def narrow_(self, rows: Tensor) -> None:
+        self.x, self.eps_B, self.step_B = self.x[rows], self.eps_B[rows], self.step_B[rows]
+        self.share_B, self.changed_B = self.share_B[rows], self.changed_B[rows]
 
     def move(self, norm: str, gradient: Tensor) -> Tensor:
         flat_BN = gradient.flatten(1)

@@ -30,7 +30,7 @@ from .draws import directions, generator, seeded, start
 from .geometry import along, diameter, size
 from .minimal import fab, noise, sigma_zero
 from .model import Classifier, TimeUp, out_of_memory, predictions
-from .path import Duel, Path, Search, Spent, ranked
+from .path import LIBRARY, MARGIN, Duel, Path, Search, Spent, ranked
 from .square import square
 from .suites import OWN, Method, method_of
 
@@ -61,6 +61,7 @@ DEFAULTS: Mapping[str, Mapping[str, int]] = {
 WHOLE = {"restarts": 1, "bisection": 0, "rounds": 1, "steps": 1, "queries": 1, "repeats": 1}  # and the least of each
 DISTANCES = {"l2": "l2", "linf": "linf", "l1": "l1", "l0": "l0", "token": "l2"}
 BLENDED = getattr(foolbox.attacks, "LinearSearchBlendedUniformNoiseAttack")  # noqa: B009 - not among its exports
+DIRECTIONS = 100  # of noise to try for a row that has no other to start from
 STARTED = (
     "BinarizationRefinementAttack",
     "BoundaryAttack",
@@ -84,6 +85,26 @@ class Reached(foolbox.criteria.Misclassification):  # type: ignore[misc, unused-
         logits, restore = astensor_(outputs)
         seen = predictions(logits.raw, self.labels.raw)
         return restore(astensor(seen != self.labels.raw if self.target is None else seen == self.target))
+
+
+class Scaled(nn.Module):
+    """A path for an attack that takes every box for [0, 1]."""
+
+    def __init__(self, path: Path, box: tuple[float, float]) -> None:
+        super().__init__()
+        self.path, self.low, self.width = path, box[0], box[1] - box[0]
+
+    def to_unit(self, x: Tensor) -> Tensor:
+        """From the box to [0, 1]."""
+        return ((x - self.low) / self.width).clamp(0, 1)
+
+    def back(self, x: Tensor) -> Tensor:
+        """From [0, 1] to the box."""
+        return (self.low + x * self.width).clamp(self.low, self.low + self.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.path(self.back(x))
+        return logits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,32 +201,37 @@ class Proposer:
         samples: list[int],
         eps: float | Tensor | None,
         restart: int,
+        together: int = 1,
     ) -> Proposed:
         """One candidate per row, in the shape of ``x``; it may be no example at all, too far away or not finite.
 
         ``samples`` are the rows' indices in the dataset: each names its own random start. ``eps`` is one radius, one per
-        row, or None.
+        row, or None. ``together``: so many restarts from ``restart`` on in one batch; the candidates of each follow those
+        of the one before.
         """
+        samples = samples * together
         threat, method = self.threat, method_of(spec.name)
         widest = diameter(threat.norm, tuple(x.shape[1:]), threat.box)
         eps_B: Tensor | None = None
         if eps is not None:
             each = torch.as_tensor(eps, dtype=torch.float64).clamp(max=widest)
-            eps_B = each.float().to(x.device).expand(len(x))
+            eps_B = each.float().to(x.device).expand(len(x)).repeat(together)
+        x, labels = x.repeat(together, *[1] * (x.ndim - 1)), labels.repeat(together)
         queries = threat.budget.queries
         path = Path(self.classifier, x, labels, threat.norm, eps_B, threat.box, threat.target, queries).eval()
         sources = [generator(self.seed, sample, spec.name, restart) for sample in samples]
-        nothing = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         stopped: Stopped = ""
         try:
             if method.source == "foolbox":
                 radius = None if eps is None else float(each.max())
                 with seeded(self.device, self.seed, spec.name, restart, samples[0]):
-                    found = self._foolbox(spec, method, path, sources, radius, restart)
+                    found = self._foolbox(spec, method, path, sources, radius, range(restart, restart + together))
                 return self._kept(path, found)
             far = torch.full((len(x),), torch.inf, device=x.device) if eps_B is None else eps_B
             settings = {**DEFAULTS[method.kind], **spec.settings}
-            search = Search(path, x, labels, far, threat.norm, threat.box, sources, restart, settings, self.surrogate)
+            search = Search(
+                path, x, labels, far, threat.norm, threat.box, sources, restart, settings, self.surrogate, together
+            )
             found = CERTKIT[method.kind](search)
         except Spent:
             found = path.best
@@ -215,7 +241,8 @@ class Proposer:
             if not out_of_memory(error):
                 raise
             found, stopped = path.best, "memory"
-        return Proposed(torch.where(along(path.found(), x), path.best, found).detach(), nothing, stopped)
+        examples = torch.where(along(path.found(), x), path.best, found).detach()
+        return Proposed(examples, torch.zeros_like(labels, dtype=torch.bool), stopped)
 
     def _kept(self, path: Path, found: Tensor) -> Proposed:
         """What the library returned, or the nearest it passed where that is nearer or the only example."""
@@ -236,7 +263,7 @@ class Proposer:
         path: Path,
         sources: list[torch.Generator],
         eps: float | None,
-        restart: int,
+        restarts: range,
     ) -> Tensor:
         x, norm = path.x, self.threat.norm
         shape = tuple(x.shape[1:])
@@ -257,8 +284,7 @@ class Proposer:
         elif getattr(attack, "random_start", False):
             point = torch.stack([start(norm, shape, source) for source in sources]).to(self.device)
             attack.get_random_start = lambda x0, epsilon: x0 + epsilon * astensor(point)
-        losses = str(spec.settings.get("losses", "library")).split(", ")
-        seen = self._under(losses[restart % len(losses)], path, method)
+        seen = self._under(str(spec.settings.get("losses", "library")).split(", "), path, method, restarts)
         model = foolbox.models.pytorch.PyTorchModel(seen, bounds=self.threat.box, device=self.device)
         given: dict[str, Any] = {} if eps is None else {"epsilon": eps}
         criterion: Any = Reached(path.labels, path.target)
@@ -275,7 +301,7 @@ class Proposer:
                 if method.kind not in STARTED:
                     found: Tensor = attack.run(model, x, criterion, **given)
                     return found
-                return self._from_starts(attack, model, path)
+                return self._from_starts(attack, path)
         except (CertkitError, Spent, TimeUp):
             raise
         except Exception as error:
@@ -284,30 +310,53 @@ class Proposer:
             reason = f"{type(error).__name__}: {one_line(error, 160)}"
             raise Refusal(f"attack {spec.name!r} failed on samples of shape {shape}: {reason}; leave it out") from None
 
-    def _from_starts(self, attack: Any, model: Any, path: Path) -> Tensor:
+    def _from_starts(self, attack: Any, path: Path) -> Tensor:
         """An attack that walks from a misclassified point back to the input, on the rows for which there is one.
 
-        The library finds its own, and gives up on the whole batch where one row has none.
+        The library finds its own, and gives up on the whole batch where one row has none. It also takes every box for
+        [0, 1]: what it sees is scaled.
         """
-        first = BLENDED(distance=foolbox.distances.l2)
-        points = first.run(model, path.x, Reached(path.labels, path.target)).detach()
-        with torch.no_grad():
-            rows = path.reached(self.classifier(points))
-        if not bool(rows.any()):
-            return path.best
-        part = path.part(rows).eval()
-        inner = foolbox.models.pytorch.PyTorchModel(part, bounds=self.threat.box, device=self.device)
-        criterion = Reached(part.labels, part.target)
+        points = self._starts(path)
+        rows = torch.ones(len(points), dtype=torch.bool, device=self.device)
+        hit = ~rows
+        while not bool(hit.all()) and bool(rows.any()):  # a batch of fewer rows may round otherwise
+            scaled = Scaled(path.part(rows), self.threat.box).eval()
+            with torch.no_grad():
+                hit = scaled.path.reached(self.classifier(scaled.back(scaled.to_unit(points[rows]))))
+            rows[rows.clone()] = hit
         found = path.best.clone()
-        try:
-            found[rows] = attack.run(inner, part.x, criterion, starting_points=points[rows]).detach()
-        finally:  # also when a limit ends the walk
-            path.take(rows, part)
+        if bool(rows.any()):
+            inner = foolbox.models.pytorch.PyTorchModel(scaled, bounds=(0, 1), device=self.device)
+            start, origin = scaled.to_unit(points[rows]), scaled.to_unit(scaled.path.x)
+            criterion = Reached(scaled.path.labels, path.target)
+            found[rows] = scaled.back(attack.run(inner, origin, criterion, starting_points=start).detach())
         return found
 
-    def _under(self, loss: str, path: Path, method: Method) -> nn.Module:
+    def _starts(self, path: Path) -> Tensor:
+        """For each row a point to walk back from: the nearest other row that the model tells from it as the goal asks;
+        where there is none, noise blended in until it does."""
+        with torch.no_grad():
+            seen = predictions(self.classifier(path.x), path.labels)
+        flat = path.x.flatten(1)
+        apart_BB = torch.stack([torch.linalg.vector_norm(flat - one, dim=1) for one in flat])
+        other_BB = (
+            seen != path.labels.unsqueeze(1) if path.target is None else (seen == path.target).expand_as(apart_BB)
+        )
+        nearest_B = torch.where(other_BB, apart_BB, torch.inf).argmin(dim=1)
+        points, alone = path.x[nearest_B], ~other_BB.any(dim=1)
+        if bool(alone.any()):
+            part = path.part(alone).eval()
+            model = foolbox.models.pytorch.PyTorchModel(part, bounds=self.threat.box, device=self.device)
+            blended = BLENDED(distance=foolbox.distances.l2, directions=DIRECTIONS)
+            points[alone] = blended.run(model, part.x, Reached(part.labels, part.target)).detach()
+        return points
+
+    def _under(self, losses: list[str], path: Path, method: Method, restarts: range) -> nn.Module:
         """The model under which the library's loss is the one asked for: ``library``, ``margin`` or ``rival k``."""
-        if method.knowledge != "white-box" or (loss == "library" and path.target is None):
+        named = {"library": LIBRARY, "margin": MARGIN}
+        asked = [losses[restart % len(losses)] for restart in restarts]
+        each = [named[loss] if loss in named else int(loss.removeprefix("rival ")) for loss in asked]
+        if method.knowledge != "white-box" or (not any(each) and path.target is None):
             return path
-        rank = None if loss in ("library", "margin") else int(loss.removeprefix("rival "))
-        return Duel(path, rank).eval()
+        rank_B = torch.tensor(each, device=self.device).repeat_interleave(len(path.x) // len(restarts))
+        return Duel(path, rank_B).eval()

@@ -67,7 +67,7 @@ def after(engine: Engine, facts: Before, campaign: Campaign, samples: Samples) -
         checks_result.threat_model(campaign),
         checks_result.clean_accuracy(campaign),
         *facts.checks,
-        checks_result.monotone(campaign),
+        checks_result.monotone(campaign, probes.below()),
         probes.converged(),
         probes.restarted(),
         checks_result.black_box(campaign, probes.square()),

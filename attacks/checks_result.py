@@ -15,6 +15,7 @@ from .checks_model import Status
 from .suites import method_of
 
 FEW = 500
+BELOW = 0.02  # of the searches inside smaller radii: with more, the campaign's order hides examples
 BEATEN = 0.002  # of the samples: Croce and Hein's flag for a black box that beats the gradients
 
 
@@ -30,15 +31,21 @@ def clean_accuracy(campaign: Campaign) -> Check:
     )
 
 
-def monotone(campaign: Campaign) -> Check:
+def monotone(campaign: Campaign, probed: tuple[int, int] | None) -> Check:
+    """EV09: whoever withstands a radius withstands those below it, which the campaign takes for granted. ``probed``: how
+    many fell to a search inside a smaller radius, of how many tries."""
     robust = [int(campaign.robust(eps.value).sum()) for eps in campaign.plan.threat.eps]
     falls = all(later <= earlier for earlier, later in pairwise(robust))
+    broken, tried = probed or (0, 0)
+    status: Status = "fail" if not falls or broken > BELOW * tried else "flag" if broken else "pass"
     return Check(
         id="EV09",
         name="robust accuracy does not rise with eps",
-        status="pass" if falls else "fail",
-        figure=f"robust samples by eps: {', '.join(map(str, robust))} (by construction: each keeps its nearest)",
-        advice="nothing to do; broken samples are not attacked again, so that violations before this cannot be counted",
+        status=status if tried or not falls else "not evaluated",
+        figure=f"robust samples by eps: {', '.join(map(str, robust))} (by construction: each keeps its nearest); inside "
+        f"smaller radii than one it had withstood, {broken} of {tried} searches broke the sample",
+        advice="an attack that fails at a radius and succeeds inside a smaller one is misled: look for masked gradients, "
+        "and run each radius as a campaign of its own",
     )
 
 

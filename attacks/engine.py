@@ -6,8 +6,11 @@
    same rule decides what is right to begin with.
 3. Its distance is measured in float64 on the stored example and rounded up; it counts at eps only if that is at most
    eps. An example of a bounded attack that overshoots its radius by rounding is first pulled inside.
-4. A sample keeps its nearest example, whichever attack passed it. Radii are tried from the smallest up and only on those not yet broken there, so
-   the share of broken samples cannot fall as eps grows.
+4. A sample keeps its nearest example, whichever attack passed it, so the share of broken samples cannot fall as eps
+   grows. An attack inside a radius begins at the largest at which the sample still stands; a success goes on at the next
+   radius below its distance, a failure ends it, for whoever withstands a radius withstands what lies inside it. Attacked
+   accuracy is an upper bound of robust accuracy in whatever order; what the order can miss is an example inside a small
+   radius that a search of a larger one passes by, a sign of masked gradients that EV09 looks for.
 5. Random noise is the floor that attacks are measured against: it takes no sample away from them.
 6. Under a targeted goal only the target counts, and only samples that the goal is about are attacked.
 7. A limit of time stops a unit between two forwards, one of memory where the system refuses it: what was found stands,
@@ -33,6 +36,8 @@ from .backend import Proposed, Proposer
 from .measure import inside, pulled
 from .model import UNDEFINED, Classifier, out_of_memory
 from .suites import method_of
+
+TOGETHER = 4  # blocks' worth of rows that restarts may fill in one batch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,11 +89,47 @@ class Engine:
     def _attack(self, spec: AttackSpec, block: Block, right: Flags, broken: Floats) -> Shard:
         """One attack on the samples it is for; ``broken`` is how near each already has an example that counts."""
         tally = Tally(block, self._deadline())
-        for eps, restart in self._rounds(spec):
-            rows = np.flatnonzero(right if eps is None else right & (np.fmin(tally.best, broken) > eps))
-            if len(rows) and not self._round(spec, block, rows, eps, restart, tally):
-                break
+        if method_of(spec.name).role == "minimum":
+            rows = np.flatnonzero(right)
+            for restarts in self._restarts(spec, len(rows)):
+                if len(rows) and not self._round(spec, block, rows, None, restarts, tally):
+                    break
+        else:
+            self._downwards(spec, block, right, broken, tally)
         return tally.shard()
+
+    def _downwards(self, spec: AttackSpec, block: Block, right: Flags, broken: Floats, tally: Tally) -> None:
+        """A search inside one radius after another, each sample from the largest at which it still stands.
+
+        A sample that no restart breaks is left alone from there on; one that falls goes on at the next radius below its
+        distance. Whoever stands at different radii is searched for in one batch, where the attack can.
+        """
+        # At radius 0 there is nothing to move.
+        radii = np.array([0.0, *sorted({eps.value for eps in self.plan.threat.eps if eps.value > 0})])
+        open_ = right.copy()
+        while open_.any():
+            best = np.fmin(tally.best, broken)
+            radius = radii[np.searchsorted(radii[1:], best)]  # the largest that is below the nearest example
+            open_ &= radius > 0
+            for restarts in self._restarts(spec, int(open_.sum())):
+                left = open_ & (np.fmin(tally.best, broken) > radius)
+                for rows in self._batches(spec, np.flatnonzero(left), radius):
+                    if not self._round(spec, block, rows, radius[rows], restarts, tally):
+                        return
+            open_ &= np.fmin(tally.best, broken) <= radius
+
+    def _batches(self, spec: AttackSpec, rows: Whole, radius: Floats) -> list[Whole]:
+        """The rows in batches: Foolbox's attacks take one radius at a time."""
+        if not len(rows) or method_of(spec.name).source == "certkit":
+            return [rows] * bool(len(rows))
+        return [rows[radius[rows] == one] for one in np.unique(radius[rows])[::-1]]
+
+    def _restarts(self, spec: AttackSpec, rows: int) -> list[range]:
+        """The restarts in groups that stand in one batch, where the attack can: it holds at most ``TOGETHER`` blocks."""
+        total = int(spec.settings.get("restarts", 1))
+        most = max(1, TOGETHER * self.plan.block // max(rows, 1)) if method_of(spec.name).together else 1
+        each = -(-total // -(-total // most))
+        return [range(first, min(first + each, total)) for first in range(0, total, each)]
 
     def _guided(self, spec: AttackSpec, block: Block, clean: Shard, start: int, found: Floats) -> Shard:
         """Bisection between certified radius and nearest example, of the samples where the two are furthest apart.
@@ -106,9 +147,9 @@ class Engine:
         restarts = int(spec.settings.get("restarts", 1))
         for attempt in range(int(spec.settings.get("rounds", 8))):
             radius = np.where(attempt == 0, low, (low + high) / 2)
-            for restart in range(restarts):
+            for number in range(attempt * restarts, (attempt + 1) * restarts):
                 rows = np.flatnonzero(asked & (radius > 0) & (tally.best > radius))
-                if len(rows) and not self._round(spec, block, rows, radius[rows], attempt * restarts + restart, tally):
+                if len(rows) and not self._round(spec, block, rows, radius[rows], range(number, number + 1), tally):
                     return tally.shard()
             broken = tally.best <= radius
             low, high = np.where(broken, low, radius), np.where(broken, tally.best, high)
@@ -120,30 +161,23 @@ class Engine:
         return None if seconds is None else time.monotonic() + seconds
 
     def _round(
-        self, spec: AttackSpec, block: Block, rows: Whole, eps: float | Floats | None, restart: int, tally: Tally
+        self, spec: AttackSpec, block: Block, rows: Whole, eps: Floats | None, restarts: range, tally: Tally
     ) -> bool:
         """One search on some rows, what it found entered in the tally; False when a limit stopped it."""
         tally.attacked[rows] = True
         try:
             with self._within(tally.deadline):
-                proposed = self._proposed(spec, block, rows, eps, restart)
+                proposed = self._proposed(spec, block, rows, eps, restarts)
             tally.stopped = proposed.stopped
-            tally.enter(rows, *self._counted(spec, block, rows, eps, proposed))
+            for number in range(len(restarts)):
+                one = slice(number * len(rows), (number + 1) * len(rows))
+                own = Proposed(proposed.examples[one], proposed.silent[one])
+                tally.enter(rows, *self._counted(spec, block, rows, eps, own, tally.best[rows]))
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
             tally.stopped = "memory"
         return not tally.stopped
-
-    def _rounds(self, spec: AttackSpec) -> Iterator[tuple[float | None, int]]:
-        """The radii from the smallest up, each with its restarts; None for an attack that looks for its own radius."""
-        restarts = range(int(spec.settings.get("restarts", 1)))
-        if method_of(spec.name).role == "minimum":
-            yield from ((None, restart) for restart in restarts)
-            return
-        # At radius 0 there is nothing to move.
-        radii = sorted(eps.value for eps in self.plan.threat.eps if eps.value > 0)
-        yield from ((eps, restart) for eps in radii for restart in restarts)
 
     @contextmanager
     def _within(self, deadline: float | None) -> Iterator[None]:
@@ -152,28 +186,26 @@ class Engine:
         with self.classifier.within(deadline), nullcontext() if surrogate is None else surrogate.within(deadline):
             yield
 
-    def _proposed(
-        self, spec: AttackSpec, block: Block, rows: Whole, eps: float | Floats | None, restart: int
-    ) -> Proposed:
+    def _proposed(self, spec: AttackSpec, block: Block, rows: Whole, eps: Floats | None, restarts: range) -> Proposed:
         device = self.classifier.device
         x, y = torch.from_numpy(block.images[rows]).to(device), torch.from_numpy(block.labels[rows]).to(device)
         samples = [int(sample) for sample in block.index[rows]]
-        asked = torch.from_numpy(eps) if isinstance(eps, np.ndarray) else eps
-        return self.proposer.propose(spec, x, y, samples, asked, restart)
+        asked = None if eps is None else torch.from_numpy(eps)
+        return self.proposer.propose(spec, x, y, samples, asked, restarts.start, len(restarts))
 
     def _counted(
-        self, spec: AttackSpec, block: Block, rows: Whole, eps: float | Floats | None, proposed: Proposed
+        self, spec: AttackSpec, block: Block, rows: Whole, eps: Floats | None, proposed: Proposed, best: Floats
     ) -> tuple[Images, Floats, Whole, Flags]:
-        """For each row a candidate, its distance (infinite unless it counts), the prediction on it, and whether the
-        attack had lost it again."""
+        """For each row a candidate, its distance (infinite unless it counts and is nearer than the ``best`` so far), the
+        prediction on it, and whether the attack had lost it again."""
         images, labels, threat = block.images[rows], block.labels[rows], self.plan.threat
         candidates = proposed.examples.float().cpu().numpy()
         low, high = (np.float32(end) for end in threat.box)
         finite = np.isfinite(candidates).reshape(len(rows), -1).all(axis=1).reshape(-1, *[1] * (images.ndim - 1))
         examples = np.clip(np.where(finite, candidates, images), low, high)
-        radius = np.inf if eps is None else eps
         if eps is not None:
             examples = inside(threat.norm, images, examples, eps)
+        limit = np.nextafter(best, 0) if eps is None else np.minimum(np.nextafter(best, 0), eps)
         distance = np.full(len(rows), np.inf)
         prediction = np.full(len(rows), UNDEFINED, np.int64)
         hopeful = np.flatnonzero(hits(threat, labels, self.classifier.batch(examples, labels)))
@@ -182,9 +214,9 @@ class Engine:
             nearer = pulled(
                 here, examples[hopeful], lambda points: hits(threat, own, self.classifier.batch(points, own)), halvings
             )
-            self._judge(images, labels, hopeful, nearer, radius, (examples, distance, prediction))
+            self._judge(images, labels, hopeful, nearer, limit, (examples, distance, prediction))
             hopeful = hopeful[np.isinf(distance[hopeful])]  # what bisection spoilt may still count as it was
-        self._judge(images, labels, hopeful, examples[hopeful], radius, (examples, distance, prediction))
+        self._judge(images, labels, hopeful, examples[hopeful], limit, (examples, distance, prediction))
         return examples, distance, prediction, proposed.silent.cpu().numpy() & np.isfinite(distance)
 
     def _judge(
@@ -193,17 +225,17 @@ class Engine:
         labels: Whole,
         rows: Whole,
         candidates: Images,
-        radius: float | Floats,
+        limit: Floats,
         into: tuple[Images, Floats, Whole],
     ) -> None:
-        """Write into examples, distances and predictions those candidates that count, each run alone."""
+        """Write into examples, distances and predictions those candidates that count, each run alone; those beyond the
+        limit are not run."""
         examples, distance, prediction = into
-        if not len(rows):
-            return
-        seen = self.classifier.alone(candidates, labels[rows])
         size = distance_up(self.plan.threat.norm, images[rows], candidates)
-        within = size <= (radius[rows] if isinstance(radius, np.ndarray) else radius)
-        counts = hits(self.plan.threat, labels[rows], seen) & within
+        within = size <= limit[rows]
+        rows, candidates, size = rows[within], candidates[within], size[within]
+        seen = self.classifier.alone(candidates, labels[rows])
+        counts = hits(self.plan.threat, labels[rows], seen)
         kept = rows[counts]
         examples[kept], distance[kept], prediction[kept] = candidates[counts], size[counts], seen[counts]
 

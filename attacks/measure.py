@@ -33,10 +33,9 @@ def inside(norm: AttackNorm, inputs: Images, examples: Images, eps: float | Floa
     result = examples.copy()
     if norm == "l0":
         moves = np.abs(examples - inputs).reshape(len(inputs), -1)
-        order = np.argsort(-moves, axis=1, kind="stable")[:, int(min(float(np.min(eps)), moves.shape[1])) :]
-        np.put_along_axis(
-            result.reshape(moves.shape), order, np.take_along_axis(inputs.reshape(moves.shape), order, 1), 1
-        )
+        ranks = np.argsort(np.argsort(-moves, axis=1, kind="stable"), axis=1, kind="stable")
+        many = (ranks >= np.floor(np.broadcast_to(eps, len(inputs)))[:, np.newaxis]).reshape(inputs.shape)
+        result[many] = inputs[many]
         return result
     distance = distance_up(norm, inputs, examples)
     each = np.broadcast_to(np.asarray(eps, np.float64), distance.shape)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from certkit.engine.kernels import deployed
 from certkit.errors import CertkitError, Refusal, one_line
@@ -34,8 +35,11 @@ def out_of_memory(error: BaseException) -> bool:
 class Classifier(nn.Module):
     """A module whose output is known to be logits, one row per sample; its failures are the user's to read."""
 
-    def __init__(self, module: nn.Module, device: torch.device, arrived_training: int = 0) -> None:
+    def __init__(
+        self, module: nn.Module, device: torch.device, arrived_training: int = 0, *, tied: bool = False
+    ) -> None:
         super().__init__()
+        self.tied = tied  # its rows belong to one batch, which it must be shown whole
         self.arrived_training = arrived_training  # how many of its modules came in training mode
         self.module = module
         self.device = device
@@ -87,9 +91,10 @@ class Classifier(nn.Module):
 
         A sum in floating point depends on how its terms are grouped, and so a logit on the batch around it. Alone, a
         stored example can be replayed by anyone, with whatever block size; and the certificate's program, too, takes
-        one sample at a time.
+        one sample at a time. On a CPU it runs on the kernels that a claim about execution speaks of.
         """
-        one = [self.batch(images[row : row + 1], labels[row : row + 1]) for row in range(len(images))]
+        with deployed() if self.device.type == "cpu" and len(images) else nullcontext():
+            one = [self.batch(images[row : row + 1], labels[row : row + 1]) for row in range(len(images))]
         return np.concatenate(one) if one else np.zeros(0, np.int64)
 
     def batch(self, images: Images, labels: Whole) -> Whole:
@@ -121,11 +126,24 @@ def predictions(logits_BK: Tensor, labels: Tensor) -> Tensor:
 
 
 @contextmanager
+def searching() -> Iterator[None]:
+    """The settings of ``deployed``, but with oneDNN and every kernel of attention: up to three times as fast."""
+    onednn = torch.backends.mkldnn
+    with deployed(), ExitStack() as after:
+        windows = onednn.conv  # type: ignore[attr-defined]
+        after.callback(setattr, windows, "fp32_precision", windows.fp32_precision)
+        windows.fp32_precision = "ieee"
+        after.callback(onednn.set_flags, *onednn.set_flags(True, True))  # type: ignore[no-untyped-call]
+        after.enter_context(sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]))
+        yield
+
+
+@contextmanager
 def prepared(module: nn.Module, device: torch.device, threads: int) -> Iterator[Classifier]:
     """The model ready to be attacked; its modes, its device, ``requires_grad`` and torch's threads return as they were.
 
-    The threads are pinned because the grouping of a sum depends on their number; on a CPU the kernels too, so that the
-    program attacked is the one that a claim about its execution speaks of.
+    The threads are pinned because the grouping of a sum depends on their number; on a CPU the settings too, whatever the
+    caller's are. Searching takes torch's fastest kernels; what counts is run by ``Classifier.alone``.
     """
     modes = {one: one.training for one in module.modules()}
     wanted = {parameter: parameter.requires_grad for parameter in module.parameters()}
@@ -135,7 +153,7 @@ def prepared(module: nn.Module, device: torch.device, threads: int) -> Iterator[
         torch.backends.cudnn.allow_tf32 = False
         module.to(device).eval()
         module.requires_grad_(False)
-        with pinned(threads), deployed() if device.type == "cpu" else nullcontext():
+        with pinned(threads), searching() if device.type == "cpu" else nullcontext():
             yield Classifier(module, device, arrived_training=sum(modes.values()))
     finally:
         for parameter, grad in wanted.items():

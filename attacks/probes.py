@@ -72,6 +72,23 @@ class Probes:
             advice="raise steps, or the limit of time, until more of them change nothing",
         )
 
+    def below(self) -> tuple[int, int] | None:
+        """How many searches inside a smaller radius broke a sample that had withstood a larger one, of how many.
+
+        The campaign stops at the largest radius that a sample withstands. Here its last attack with gradients goes on
+        below, with starts of its own; None where there is no such attack or no smaller radius.
+        """
+        spec, radii = self._strongest(), [eps.value for eps in self.threat.eps if eps.value > 0]
+        broken = tried = 0
+        if spec is None:
+            return None
+        for at, eps in enumerate(radii[:-1]):
+            rows = self.rows[~(self.campaign.distance[self.rows] <= radii[at + 1])]
+            tried += len(rows)
+            if len(rows):
+                broken += int(self._broken(self.engine.proposer, spec, rows, eps, LATER).sum())
+        return (broken, tried) if tried else None
+
     def restarted(self) -> Check:
         """EV12: more random starts break nothing new."""
         spec, broken, figure = self._strongest(), None, "nothing to start again"
@@ -281,7 +298,7 @@ class Probes:
         return hits(self.threat, own, classifier.batch(near, own))
 
     def _beside(self, model: nn.Module) -> Proposer:
-        return Proposer(Classifier(model, self.engine.classifier.device), self.threat, self.plan.seed)
+        return Proposer(Classifier(model, self.engine.classifier.device, tied=True), self.threat, self.plan.seed)
 
     def _tensors(self, rows: Whole) -> tuple[Tensor, Tensor]:
         device = self.engine.classifier.device

@@ -31,7 +31,8 @@ class Method:
 
     ``floor`` is random noise at each radius: the measure that every other attack must beat, so it takes no sample away
     from them. ``bounded`` searches inside one radius, on those not yet broken there. ``minimum`` looks for the nearest
-    example and gets every sample. ``guided`` reads the certificate and only adds.
+    example and gets every sample. ``guided`` reads the certificate and only adds. ``together``: what happens in a row
+    does not depend on the others of its batch, so that several restarts may stand in one.
     """
 
     role: Role
@@ -39,6 +40,7 @@ class Method:
     kind: str
     source: Literal["foolbox", "certkit"] = "foolbox"
     knowledge: Knowledge = "white-box"
+    together: bool = False
 
 
 ALL: tuple[AttackNorm, ...] = ("l2", "linf", "l1", "l0", "token")
@@ -50,18 +52,18 @@ METHODS: Mapping[str, Method] = {
     ),
     "Linf noise floor": Method("floor", ("linf",), "LinfRepeatedAdditiveUniformNoiseAttack", knowledge="decision"),
     "noise floor": Method("floor", ("l1", "l0", "token"), "noise", "certkit", "decision"),
-    "DDN": Method("minimum", ("l2",), "DDNAttack"),
-    "FMN-Linf": Method("minimum", ("linf",), "LInfFMNAttack"),
-    "FMN-L1": Method("minimum", ("l1",), "L1FMNAttack"),
-    "FMN-L0": Method("minimum", ("l0",), "L0FMNAttack"),
-    "L2-BIM": Method("bounded", ("l2",), "L2BasicIterativeAttack"),
-    "Linf-BIM": Method("bounded", ("linf",), "LinfBasicIterativeAttack"),
-    "L2-PGD": Method("bounded", ("l2",), "L2ProjectedGradientDescentAttack"),
-    "Linf-PGD": Method("bounded", ("linf",), "LinfProjectedGradientDescentAttack"),
-    "L1-PGD": Method("bounded", ("l1",), "L1ProjectedGradientDescentAttack"),
+    "DDN": Method("minimum", ("l2",), "DDNAttack", together=True),
+    "FMN-Linf": Method("minimum", ("linf",), "LInfFMNAttack", together=True),
+    "FMN-L1": Method("minimum", ("l1",), "L1FMNAttack", together=True),
+    "FMN-L0": Method("minimum", ("l0",), "L0FMNAttack", together=True),
+    "L2-BIM": Method("bounded", ("l2",), "L2BasicIterativeAttack", together=True),
+    "Linf-BIM": Method("bounded", ("linf",), "LinfBasicIterativeAttack", together=True),
+    "L2-PGD": Method("bounded", ("l2",), "L2ProjectedGradientDescentAttack", together=True),
+    "Linf-PGD": Method("bounded", ("linf",), "LinfProjectedGradientDescentAttack", together=True),
+    "L1-PGD": Method("bounded", ("l1",), "L1ProjectedGradientDescentAttack", together=True),
     "HopSkipJump": Method("minimum", ("l2", "linf"), "HopSkipJumpAttack", knowledge="decision"),
-    "APGD-CE": Method("bounded", SMOOTH, "apgd_ce", "certkit"),
-    "APGD-T": Method("bounded", SMOOTH, "apgd_targeted", "certkit"),
+    "APGD-CE": Method("bounded", SMOOTH, "apgd_ce", "certkit", together=True),
+    "APGD-T": Method("bounded", SMOOTH, "apgd_targeted", "certkit", together=True),
     "FAB-T": Method("minimum", SMOOTH, "fab", "certkit"),
     "sigma-zero": Method("minimum", ("l0",), "sigma_zero", "certkit"),
     "Square": Method("bounded", ("l2", "linf"), "square", "certkit", "score"),
@@ -84,6 +86,7 @@ _PGD: Mapping[str, Setting] = {
 _CE: Mapping[str, Setting] = {"steps": 100, "bisection": 8}
 _T: Mapping[str, Setting] = {"steps": 100, "restarts": 9, "bisection": 8}
 _BRIEF: Mapping[str, Setting] = {"steps": 30, "restarts": 3, "bisection": 8}
+_DECISIONS: Mapping[str, Setting] = {"steps": 8, "initial_gradient_eval_steps": 20, "max_gradient_eval_steps": 60}
 
 Suite = Mapping[AttackNorm, Mapping[str, Mapping[str, Setting]]]
 
@@ -110,17 +113,19 @@ SUITES: Mapping[str, Suite] = {
     "standard": {
         "l2": {
             "L2 noise floor": {"repeats": 100},
-            "DDN": {"steps": 200, "restarts": 6, "losses": STANDARD, "bisection": 10},
+            "DDN": {"steps": 100, "restarts": 4, "losses": QUICK, "bisection": 10},
             "APGD-CE": _CE,
             "APGD-T": _T,
             "Square": {"queries": 500},
+            "HopSkipJump": {"constraint": "l2", **_DECISIONS},
         },
         "linf": {
             "Linf noise floor": {"repeats": 100},
-            "FMN-Linf": {"steps": 200, "restarts": 6, "losses": STANDARD, "bisection": 10},
+            "FMN-Linf": {"steps": 100, "restarts": 4, "losses": QUICK, "bisection": 10},
             "APGD-CE": _CE,
             "APGD-T": _T,
             "Square": {"queries": 500},
+            "HopSkipJump": {"constraint": "linf", **_DECISIONS},
         },
         "l1": {
             "noise floor": {"repeats": 100},

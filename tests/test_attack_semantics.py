@@ -78,6 +78,11 @@ def proposed(examples: Tensor) -> Proposed:
     return Proposed(examples, torch.zeros(len(examples), dtype=torch.bool))
 
 
+def together(rest: tuple[Any, ...]) -> int:
+    """How many restarts a call of ``propose`` asks for, from what follows its first three arguments."""
+    return int(rest[4]) if len(rest) > 4 else 1
+
+
 def check(campaign: Campaign, name: str) -> Check:
     (found,) = [one for one in campaign.checks if one.id == name]
     return found
@@ -173,7 +178,7 @@ def test_an_overshooting_attack_counts_at_its_radius_instead_of_being_lost(
     eps = 0.25
 
     def overshoot(self: Any, spec: Any, x: Tensor, *rest: Any) -> Proposed:
-        return proposed(x + torch.where(x > 0.5, -1, 1) * eps * (1 + 1e-6))
+        return proposed((x + torch.where(x > 0.5, -1, 1) * eps * (1 + 1e-6)).repeat(together(rest), 1, 1, 1))
 
     class Away(nn.Module):
         """Right at the input and wrong almost everywhere else."""
@@ -194,7 +199,11 @@ def test_what_a_backend_claims_is_not_believed(tmp_path: Path, monkeypatch: pyte
     answers: list[Callable[[Tensor], Tensor]] = [lambda x: x * math.nan, lambda x: x, lambda x: x / 0]
     model = Linear()
     for number, answer in enumerate(answers):
-        monkeypatch.setattr(Proposer, "propose", lambda self, spec, x, *rest, answer=answer: proposed(answer(x)))
+        monkeypatch.setattr(
+            Proposer,
+            "propose",
+            lambda self, spec, x, *rest, answer=answer: proposed(answer(x).repeat(together(rest), 1, 1, 1)),
+        )
         campaign = run(model, toy(model), tmp_path / str(number))
         at_the_corner = model(torch.ones(1, *SHAPE)).argmax() != torch.from_numpy(campaign.label)
         allowed = at_the_corner.numpy() & campaign.clean_correct if number == 2 else np.zeros(20, np.bool_)
@@ -270,16 +279,65 @@ def test_no_attack_is_asked_for_more_than_the_box_is_wide(
     norm: Norm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Linear()
-    monkeypatch.setattr(Proposer, "_under", lambda self, loss, path, method: path)
+    monkeypatch.setattr(Proposer, "_under", lambda self, losses, path, method, restarts: path)
+    diameter = math.sqrt(6) if norm == "l2" else 1.0
     for name in SUITES["quick"][norm]:
         kind, asked = METHODS[name].kind, []
         monkeypatch.setattr(
             f"foolbox.attacks.{kind}.run",
             lambda self, model, x, criterion, asked=asked, **given: (asked.append(given.get("epsilon")), x)[1],
         )
-        run(model, toy(model), tmp_path / name, norm, eps=["0.5", "7"])
-        diameter = math.sqrt(6) if norm == "l2" else 1.0
+        for eps in ("0.5", "7"):
+            run(model, toy(model), tmp_path / name / eps, norm, eps=[eps])
         assert set(asked) == ({None} if METHODS[name].role == "minimum" else {0.5, diameter})
+
+
+def moat(x: Tensor) -> Tensor:
+    """Broken between 0.02 and 0.03 from 0.5 in the mean, where no gradient of what lies further out leads."""
+    away = (x - 0.5).flatten(1).mean(1)
+    margin = torch.where(away < 0.03, away - 0.02, away - 1)
+    return torch.stack([-margin, margin, margin - 1], 1)
+
+
+def test_a_sample_is_searched_from_its_largest_standing_radius_down_and_left_alone_where_it_withstands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What lies up to a distance of its own away from each sample is broken: the engine must ask for radii as it should.
+    reach, asked = np.linspace(0.013, 0.5, 20), []
+
+    class Sphere(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            margin = (x - 0.5).abs().flatten(1).amax(1) - 0.25
+            return torch.stack([-margin, margin], 1)
+
+    def told(self: Any, spec: Any, x: Tensor, labels: Tensor, samples: Any, eps: Tensor, *rest: Any) -> Proposed:
+        asked.extend(zip(samples, eps.tolist(), strict=True))
+        move = torch.from_numpy(reach)[torch.tensor(samples) - 100].float()
+        return proposed((x + torch.where(move <= eps, move, 0.0).reshape(-1, 1, 1, 1)).float())
+
+    monkeypatch.setattr(Proposer, "propose", told)
+    images = torch.from_numpy(0.75 - reach + 1e-4).float().reshape(-1, 1, 1, 1).clamp(max=0.7499).expand(20, *SHAPE)
+    data = Samples(images.contiguous(), torch.zeros(20, dtype=torch.int64))
+    monkeypatch.setattr("certkit.attacks.run.after", lambda *given: ())
+    campaign = run(Sphere(), data, tmp_path, "linf", suite="none", attacks=["APGD-CE"], eps=["0.1", "0.2", "0.3"])
+    for row, distance in enumerate(reach):
+        stops = [eps for eps in (0.3, 0.2, 0.1) if eps < distance]
+        falls = [0.3] if distance <= 0.3 else []
+        assert [eps for sample, eps in asked if sample == 100 + row] == pytest.approx(falls + stops[:1])
+        assert (campaign.at(row) is not None) == bool(falls)
+
+
+def test_an_example_inside_a_small_radius_that_a_larger_one_hides_is_caught(tmp_path: Path) -> None:
+    data = Samples(torch.full((8, *SHAPE), 0.5), torch.zeros(8, dtype=torch.int64))
+    campaign = run(Odd(moat), data, tmp_path, "linf", suite="none", attacks=["APGD-T"], eps=["0.026", "0.4"])
+    found = check(campaign, "EV09")
+    assert (found.status, campaign.validity) == ("fail", "invalid")
+    standing = int(campaign.robust(0.4).sum())
+    assert standing >= 4
+    assert found.figure == (
+        f"robust samples by eps: {standing}, {standing} (by construction: each keeps its nearest); inside smaller radii "
+        f"than one it had withstood, {standing} of {standing} searches broke the sample"
+    )
 
 
 def test_a_tie_is_an_error_and_its_prediction_is_the_rival() -> None:

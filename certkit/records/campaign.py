@@ -66,11 +66,12 @@ class Guide(Record):
 class Plan(Record):
     """What a campaign will do and with what, written and hashed before it starts.
 
-    ``roles`` says who each attack gets: ``bounded`` those not yet broken at a radius, ``minimum`` and ``floor``
-    everyone, ``guided`` those furthest from their certificate, on top of everything else.
+    ``roles`` says who each attack gets: ``bounded`` each sample from the largest radius down at which nothing broke it
+    yet, ``floor`` likewise but whatever else broke it, ``minimum`` everyone, ``guided`` those furthest from their
+    certificate, on top of everything else. Format 1 went through the radii from the smallest up.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     kind: Literal["certkit.plan"] = "certkit.plan"
     subject: Subject
     threat: Adversary
