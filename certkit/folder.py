@@ -1,6 +1,6 @@
 """Every file in the folder of an audit, held against what it was made from.
 
-    certificate.json, certified.parquet, campaign/, crosscheck.json  --sha256-->  audit.json  -->  report.html and its twins
+    certificate.json, certified.parquet, campaign/, crosscheck.json, health.json  --sha256-->  audit.json  -->  report.html and its twins
 
 ``audit.json`` names what it was made from by digest, and follows from it: it is derived anew. The page and the twins are
 pure functions of ``audit.json``: they are made anew, and compared byte by byte. What else lies in the folder is named.
@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from certkit import __version__
 from certkit.campaign import Campaign, load_campaign, units
 from certkit.certified import Certified
+from certkit.crosscheck.view import NAME as CROSSCHECK
 from certkit.errors import RecordError, Tampered, one_line
 from certkit.files import canonical, digest_file, load
+from certkit.health.view import NAME as HEALTH
 from certkit.pictures import check
 from certkit.reconcile import derived
 from certkit.records import Audit, Certificate, File, Plan, Record
@@ -137,7 +139,7 @@ def beside(
 
     Raises Tampered, naming the file, for one that does not follow from what it was made from.
     """
-    known = {"certificate.json", certificate.table.name}
+    known = {"certificate.json", certificate.table.name, CROSSCHECK, HEALTH}
     known |= {name for name in LOCKS if (directory / name).is_file() and not (directory / name).stat().st_size}
     campaign = load_campaign(directory) if (directory / "campaign").exists() else None
     if campaign is not None:
@@ -151,8 +153,7 @@ def beside(
     if audit is None:
         found.open(AUDIT, "is not here; certkit report writes it")
     else:
-        known |= {AUDIT, *(file.name for file in audit.provenance.files)}
-        known |= {one.example.name for one in audit.contradictions if one.example is not None}
+        known |= {AUDIT} | {one.example.name for one in audit.contradictions if one.example is not None}
         follows(directory, audit, found)
         if campaign is not None:
             _as_the_network(directory, audit, found, model, subject)

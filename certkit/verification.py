@@ -37,6 +37,8 @@ from certkit.engine.program import Program, export
 from certkit.errors import CheckpointError, ConfigError, DataError, Tampered, one_line
 from certkit.files import digest_file
 from certkit.folder import DIGITS, Findings, Statement, beside, stated
+from certkit.health.view import NAME as HEALTH
+from certkit.health.view import load_health
 from certkit.language import verification as language
 from certkit.machine import pinned
 from certkit.proof import load_certificate
@@ -97,6 +99,14 @@ def verify(
         if steep := too_steep(cross, ledger):
             how = f"a slope stated at {one_line(steep[0], 80)} would disprove the ledger; {how}"
         found.open(CROSSCHECK, how)
+    if load_health(directory, certificate, ledger) is not None:
+        found.verified(
+            HEALTH, "speaks of this certificate; nothing in it is above what the ledger proves, or the verdict says so"
+        )
+        found.open(
+            HEALTH,
+            "largest numbers, singular values and training record are as stated; certkit certify measures them again",
+        )
     if model is None:
         found.open("evidence", "norms and other measurements are as stated: give --checkpoint to measure them again")
         found.open("logits and local radii", "need the checkpoint")

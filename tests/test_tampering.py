@@ -24,6 +24,7 @@ from certkit.crosscheck.run import crosscheck
 from certkit.errors import CertkitError, RecordError, Tampered
 from certkit.files import canonical, digest_file, load, save
 from certkit.folder import LOCKS, LOG, MOST_NAMED
+from certkit.health.measure import measure
 from certkit.reconcile import derived
 from certkit.records import Audit, Certificate
 from certkit.reports.twins import TWINS, write
@@ -53,9 +54,10 @@ def digits() -> data.Dataset:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An audit of digits with campaign, cross-check, page and every twin."""
+    """An audit of digits with measurements, campaign, cross-check, page and every twin."""
     out = tmp_path_factory.mktemp("written") / "audit"
     certkit.certify(network(), digits(), eps=EPS, out=out)
+    measure(network(), digits(), out=out)
     certkit.attack(network(), digits(), norm="l2", eps=EPS, out=out, suite="quick")
     crosscheck(network(), digits(), eps=EPS, norm="l2", out=out, samples=4)
     certkit.audit(out, model=network(), data=digits())
@@ -122,9 +124,16 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 def test_an_untouched_audit_is_verified_file_by_file(written: Path) -> None:
     found = verify(written, model=network(), data=digits())
     told = " ".join(one.what for one in found.verified)
-    assert {"certified.parquet", "ledgers", "campaign", "audit.json", "report.html", "crosscheck.json", "pictures"} <= {
-        name for one in found.verified for name in one.what.split(", ")
-    }
+    assert {
+        "certified.parquet",
+        "ledgers",
+        "campaign",
+        "audit.json",
+        "report.html",
+        "crosscheck.json",
+        "health.json",
+        "pictures",
+    } <= {name for one in found.verified for name in one.what.split(", ")}
     assert all(twin.file in told for twin in TWINS.values())
     assert LOG in [one.what for one in found.not_verified]
     assert len(files(written)) >= 19
@@ -232,6 +241,7 @@ FORGED: dict[str, dict[str, Any]] = {
     "verdict_reason": {"verdict_reason": "everything was tried"},
     "checks": {"checks": ()},
     "crosscheck": {"crosscheck": None},
+    "health": {"health": None},
     "median_distance": {"median_distance": 9.0},
     "files": {"files": ()},
 }
