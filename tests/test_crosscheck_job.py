@@ -114,7 +114,7 @@ def test_an_adversarial_example_is_named_before_a_slope_that_a_file_states() -> 
     disproved = Contradiction(
         index=0, attack="pgd", distance=0.1, radius=0.2, refutes="exact arithmetic", reference_margin=-1.0, example=None
     )
-    verdict, reason = _verdict((disproved,), None, ("linear",))
+    verdict, reason = _verdict((disproved,), None, ("linear",), ("linear",))
     assert verdict == "REFUTED"
     assert reason == "1 adversarial example lies inside a certified radius: the certificate is wrong"
 
