@@ -148,6 +148,13 @@ def test_distances_beyond_float64_are_infinite() -> None:
     assert not np.isnan(found).any()
 
 
+@pytest.mark.parametrize("size", [6e153, 9e153, 1.2e154, 1.4e154])
+def test_squares_near_the_end_of_float64_make_no_distance_too_small(size: float) -> None:
+    # Half of a square is finite, twice a product is not.
+    rows = np.array([[size, 0.0], [size, 9e152], [size, -9e152], [-size, 0.0]])
+    assert below(head(rows).slopes(np.arange(4)), rows) == []
+
+
 def test_the_steepest_is_the_largest_of_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = np.random.default_rng(1).standard_normal((50, 6))
     one, ids = head(rows), np.array([7, 3, 7, 49, 0, 3])

@@ -65,12 +65,13 @@ class Head:
             return np.asarray(self.pairs_VV[ids_P])
         grown = 1.0 + gamma(self.weight_VD.shape[1] + 16, UNIT_ROUNDOFF["float64"]).to_float()
         with np.errstate(over="ignore", invalid="ignore"):
-            squares_V = np.nextafter(np.nextafter(self.lengths_V * self.lengths_V, np.inf) * grown, np.inf)
+            halves_V = np.nextafter(np.nextafter(self.lengths_V * self.lengths_V, np.inf) * grown, np.inf) / 2
             found: Floats = self.weight_VD[ids_P] @ self.weight_VD.T
-            found *= -2.0
-            found += squares_V[ids_P][:, None]
-            found += squares_V
+            np.negative(found, out=found)  # twice this could be minus infinity beside finite squares
+            found += halves_V[ids_P][:, None]
+            found += halves_V
             np.maximum(found, 0.0, out=found)
+            found *= 2.0
             found += TINY
             np.sqrt(found, out=found)
             found *= up(self._stretch() * (1 + 2.0**-50))  # the root, this product and its factor lose 4 u at most
