@@ -68,11 +68,11 @@ class Nearest:
 def token_distance(x_NTD: Tensor, moved_NTD: Tensor) -> NDArray[np.float64]:
     """The longest move of a token (N,), in l2, in float64 and rounded up: D squares and a root lose less than D + 4 units.
 
-    0 where nothing moved.
+    0 where nothing moved, infinite where a move is no number: nothing can be said of such an example.
     """
     move = (moved_NTD.double() - x_NTD.double()).cpu().numpy()
     length = np.sqrt((move * move).sum(axis=-1)).max(axis=1)
-    up = np.nextafter(length * (1.0 + (move.shape[-1] + 4) * 2.0**-52), np.inf)
+    up = np.fmin(np.nextafter(length * (1.0 + (move.shape[-1] + 4) * 2.0**-52), np.inf), np.inf)
     return np.asarray(np.where((move == 0).all(axis=(1, 2)), 0.0, up))
 
 

@@ -127,6 +127,17 @@ def test_a_text_that_is_not_moved_lies_at_distance_0() -> None:
     assert token_distance(x, moved)[0] == 0 < token_distance(x, moved)[1]
 
 
+def test_a_move_that_is_no_number_hides_no_nearer_example() -> None:
+    x = torch.zeros(1, 2, 3)
+    found = Nearest.none(x, np.full((1, 2), 5.0))
+    found.saw(x, x + 1, torch.full((1, 2), -1.0))
+    for lost in (torch.nan, torch.inf):
+        found.saw(x, x + lost, torch.full((1, 2), torch.nan))
+    assert (found.distance == token_distance(x, x + 1)).all()
+    assert {hit.distance for hit in found.hits.values()} == set(token_distance(x, x + 1))
+    assert token_distance(x, x + torch.nan).tolist() == [np.inf]
+
+
 def test_of_the_examples_asked_for_the_nearest_and_the_clearest_are_kept() -> None:
     x, within = torch.zeros(1, 2, 3), np.array([[3.5, 0.5]])
     found = Nearest.none(x, within)
