@@ -128,6 +128,11 @@ def defaults(spec: AttackSpec) -> Mapping[str, Any]:
     return {name: one.default for name, one in signature.parameters.items() if name not in ("self", "args", "kwargs")}
 
 
+def draws(spec: AttackSpec) -> bool:
+    """Whether another restart begins at another point: Foolbox's searches for the nearest example, for one, do not."""
+    return method_of(spec.name).source == "certkit" or bool(getattr(_made(spec), "random_start", False))
+
+
 def steps_of(spec: AttackSpec) -> int | None:
     """How many steps the attack takes; None for one that counts none."""
     steps = {**defaults(spec), **spec.settings}.get("steps")
@@ -209,7 +214,6 @@ class Proposer:
         row, or None. ``together``: so many restarts from ``restart`` on in one batch; the candidates of each follow those
         of the one before.
         """
-        samples = samples * together
         threat, method = self.threat, method_of(spec.name)
         widest = diameter(threat.norm, tuple(x.shape[1:]), threat.box)
         eps_B: Tensor | None = None
@@ -219,13 +223,14 @@ class Proposer:
         x, labels = x.repeat(together, *[1] * (x.ndim - 1)), labels.repeat(together)
         queries = threat.budget.queries
         path = Path(self.classifier, x, labels, threat.norm, eps_B, threat.box, threat.target, queries).eval()
-        sources = [generator(self.seed, sample, spec.name, restart) for sample in samples]
+        restarts = range(restart, restart + together)
+        sources = [generator(self.seed, sample, spec.name, number) for number in restarts for sample in samples]
         stopped: Stopped = ""
         try:
             if method.source == "foolbox":
                 radius = None if eps is None else float(each.max())
                 with seeded(self.device, self.seed, spec.name, restart, samples[0]):
-                    found = self._foolbox(spec, method, path, sources, radius, range(restart, restart + together))
+                    found = self._foolbox(spec, method, path, sources, radius, restarts)
                 return self._kept(path, found)
             far = torch.full((len(x),), torch.inf, device=x.device) if eps_B is None else eps_B
             settings = {**DEFAULTS[method.kind], **spec.settings}
@@ -249,7 +254,7 @@ class Proposer:
         low, high = self.threat.box
         found = found.detach().clamp(low, high)
         with torch.no_grad():
-            hit = path.reached(self.classifier(torch.nan_to_num(found)))
+            hit = path.reached(self.classifier(torch.nan_to_num(found))) & found.isfinite().flatten(1).all(dim=1)
         distance = size(self.threat.norm, found - path.x)
         far = distance > path.eps_B * (1 + 1e-3) if path.eps_B is not None else torch.zeros_like(hit)
         silent = path.found() & (~hit | far)
@@ -329,7 +334,13 @@ class Proposer:
             inner = foolbox.models.pytorch.PyTorchModel(scaled, bounds=(0, 1), device=self.device)
             start, origin = scaled.to_unit(points[rows]), scaled.to_unit(scaled.path.x)
             criterion = Reached(scaled.path.labels, path.target)
-            found[rows] = scaled.back(attack.run(inner, origin, criterion, starting_points=start).detach())
+            try:
+                found[rows] = scaled.back(attack.run(inner, origin, criterion, starting_points=start).detach())
+            except (AssertionError, ValueError) as error:
+                # The library gives up where a point stops to be an example: by rounding, or as a randomised model says.
+                if isinstance(error, ValueError) and "not adversarial" not in str(error):
+                    raise
+                found = path.best.clone()
         return found
 
     def _starts(self, path: Path) -> Tensor:
@@ -349,6 +360,7 @@ class Proposer:
             model = foolbox.models.pytorch.PyTorchModel(part, bounds=self.threat.box, device=self.device)
             blended = BLENDED(distance=foolbox.distances.l2, directions=DIRECTIONS)
             points[alone] = blended.run(model, part.x, Reached(part.labels, part.target)).detach()
+            path.spent += part.spent
         return points
 
     def _under(self, losses: list[str], path: Path, method: Method, restarts: range) -> nn.Module:

@@ -172,10 +172,14 @@ def silent_success(campaign: Campaign) -> Check:
 
 
 def diversity(campaign: Campaign) -> Check:
-    """EV19: losses, knowledge and goals of different kinds, after the checklist of Carlini et al. 2019."""
+    """EV19: losses, knowledge and goals of different kinds, after the checklist of Carlini et al. 2019.
+
+    An attack that looks for the nearest example and met none at any distance, as on too few queries, is none of its kind.
+    """
     sought = [spec for spec in campaign.plan.attacks if method_of(spec.name).role != "floor"]
     losses = {str(spec.settings.get("losses", spec.name)) for spec in sought}
-    knows = {method_of(spec.name).knowledge for spec in sought}
+    met = [spec for spec in sought if method_of(spec.name).role != "minimum" or _met_any(campaign, spec.name)]
+    knows = {method_of(spec.name).knowledge for spec in met}
     aimed = [
         spec for spec in sought if "rival" in str(spec.settings.get("losses", "")) or spec.name in ("APGD-T", "FAB-T")
     ]
@@ -191,8 +195,12 @@ def diversity(campaign: Campaign) -> Check:
         name="attacks of different kinds",
         status="flag" if missing else "pass",
         figure=f"{len(sought)} attacks besides noise; missing: {', '.join(missing) or 'nothing'}",
-        advice="the suite full holds every kind",
+        advice="the suites standard and full hold every kind under l2 and linf",
     )
+
+
+def _met_any(campaign: Campaign, name: str) -> bool:
+    return bool(np.isfinite(campaign.by_attack[name]).any())
 
 
 def worst_case(campaign: Campaign) -> Check:

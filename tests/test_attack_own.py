@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import math
 import time
@@ -589,6 +590,39 @@ def test_every_attack_of_the_library_runs_by_its_name(name: str) -> None:
     assert torch.equal(first.examples, second.examples)  # whatever it draws from is seeded
     assert (np.random.get_state()[1] == numpy_state).all()  # type: ignore[index]
     assert torch.equal(torch.get_rng_state(), torch_state)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba, which Brendel-Bethge needs, is missing")
+@pytest.mark.parametrize(("name", "norm"), [("L2BrendelBethgeAttack", "l2"), ("LinfinityBrendelBethgeAttack", "linf")])
+def test_brendel_bethge_runs_by_its_name_and_comes_near_the_boundary(
+    name: str, norm: AttackNorm, tmp_path: Path
+) -> None:
+    model = Linear().eval()
+    data = toy(model)
+    campaign = run(tmp_path, model, data, norm=norm, eps=["0.3"], attacks=[f"{name}:steps=30"])
+    logits = model(data.images).detach()
+    gaps = logits[torch.arange(12), data.labels].unsqueeze(1) - logits
+    slopes = model.weight.detach()[data.labels].unsqueeze(1) - model.weight.detach()
+    away = gaps / torch.linalg.vector_norm(slopes, 2 if norm == "l2" else 1, dim=2)
+    nearest = away.scatter(1, data.labels.unsqueeze(1), torch.inf).amin(dim=1).numpy()
+    assert (campaign.distance >= nearest * (1 - 1e-4)).all()
+    assert np.median(campaign.distance / nearest) < 1.1
+
+
+def test_what_the_library_returns_as_no_number_gives_way_to_what_it_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = Linear().eval(), toy(Linear())
+
+    def lost(self: Any, seen: Any, x: Tensor, criterion: Any, **given: Any) -> Tensor:
+        seen(x.flip(0))
+        return x * math.nan
+
+    monkeypatch.setattr("foolbox.attacks.DDNAttack.run", lost)
+    proposer = Proposer(Classifier(model, torch.device("cpu")), adversary("l2"), 0)
+    found = proposer.propose(named("DDN"), data.images, data.labels, list(range(12)), None, 0)
+    passed = model(data.images.flip(0)).argmax(1) != data.labels
+    assert passed.any()
+    assert torch.equal(found.silent, passed)
+    assert torch.equal(found.examples[passed], data.images.flip(0)[passed])
 
 
 def test_an_attack_that_needs_numba_says_so_and_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
