@@ -104,6 +104,7 @@ def ascend(search: Search, loss: Loss, aim: Tensor, model: torch.nn.Module | Non
         if model is None and not bool(left.any()):
             break
         if model is None and not path.classifier.tied and int(left.sum()) <= LEFT * len(x):
+            ends[rows] = best
             path, rows, x, eps_B, labels, aim = (
                 path.part(left),
                 rows[left],

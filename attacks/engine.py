@@ -7,11 +7,12 @@
 3. Its distance is measured in float64 on the stored example and rounded up; it counts at eps only if that is at most
    eps. An example of a bounded attack that overshoots its radius by rounding is first pulled inside.
 4. A sample keeps its nearest example, whichever attack passed it, so the share of broken samples cannot fall as eps
-   grows. An attack inside a radius begins at the largest at which the sample still stands; a success goes on at the next
+   grows. A search inside a radius begins at the largest at which the sample still stands; a success goes on at the next
    radius below its distance, a failure ends it, for whoever withstands a radius withstands what lies inside it. Attacked
    accuracy is an upper bound of robust accuracy in whatever order; what the order can miss is an example inside a small
    radius that a search of a larger one passes by, a sign of masked gradients that EV09 looks for.
-5. Random noise is the floor that attacks are measured against: it takes no sample away from them.
+5. Random noise is the floor that attacks are measured against: it takes no sample away from them, and is tried at every
+   radius, as noise that is harmless far away says nothing of noise nearby.
 6. Under a targeted goal only the target counts, and only samples that the goal is about are attacked.
 7. A limit of time stops a unit between two forwards, one of memory where the system refuses it: what was found stands,
    and the unit is marked. Steps and queries are part of the attack and mark nothing.
@@ -89,14 +90,21 @@ class Engine:
     def _attack(self, spec: AttackSpec, block: Block, right: Flags, broken: Floats) -> Shard:
         """One attack on the samples it is for; ``broken`` is how near each already has an example that counts."""
         tally = Tally(block, self._deadline())
-        if method_of(spec.name).role == "minimum":
-            rows = np.flatnonzero(right)
-            for restarts in self._restarts(spec, len(rows)):
-                if len(rows) and not self._round(spec, block, rows, None, restarts, tally):
-                    break
-        else:
+        role = method_of(spec.name).role
+        if role == "bounded":
             self._downwards(spec, block, right, broken, tally)
+            return tally.shard()
+        for eps in self._radii() if role == "floor" else [None]:
+            for restarts in self._restarts(spec, int(right.sum())):
+                rows = np.flatnonzero(right if eps is None else right & (tally.best > eps))
+                radius = None if eps is None else np.full(len(rows), eps)
+                if len(rows) and not self._round(spec, block, rows, radius, restarts, tally):
+                    return tally.shard()
         return tally.shard()
+
+    def _radii(self) -> list[float]:
+        """The radii from the smallest up, 0 left out: there is nothing to move."""
+        return sorted({eps.value for eps in self.plan.threat.eps if eps.value > 0})
 
     def _downwards(self, spec: AttackSpec, block: Block, right: Flags, broken: Floats, tally: Tally) -> None:
         """A search inside one radius after another, each sample from the largest at which it still stands.
@@ -104,8 +112,7 @@ class Engine:
         A sample that no restart breaks is left alone from there on; one that falls goes on at the next radius below its
         distance. Whoever stands at different radii is searched for in one batch, where the attack can.
         """
-        # At radius 0 there is nothing to move.
-        radii = np.array([0.0, *sorted({eps.value for eps in self.plan.threat.eps if eps.value > 0})])
+        radii = np.array([0.0, *self._radii()])
         open_ = right.copy()
         while open_.any():
             best = np.fmin(tally.best, broken)

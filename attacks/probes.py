@@ -16,7 +16,7 @@ from certkit.campaign import Campaign, eligible, hits
 from certkit.records import AttackNorm, AttackSpec, Budget, Check
 from certkit.shards import Flags, Images, Whole
 
-from .backend import STARTED, Proposer, affordable, steps_of
+from .backend import STARTED, Proposer, affordable, draws, steps_of
 from .checks_model import Status, gradient
 from .draws import generator, start
 from .engine import Engine
@@ -28,7 +28,7 @@ from .work import Samples
 
 PROBED, PLANTED, DRAWS = 32, 16, 32
 NEW = 0.02  # of the probed samples may fall to more effort before the attacks count as unfinished
-LATER = 1000  # restarts numbered from here on are the probes'
+LATER = 1000  # cycles of losses and rivals are the campaign's; the restarts from there on are the probes'
 BROKEN = 0.9  # of a control: less is a weak attack
 SMALLEST = 1e-4  # of the box: below, single precision cannot resolve the moves of a control
 
@@ -47,6 +47,7 @@ class Probes:
         gradients = [spec for spec in sought if method_of(spec.name).knowledge == "white-box"]
         self.white = [spec for spec in gradients if method_of(spec.name).kind not in STARTED]
         self.left = self.rows[~(campaign.distance[self.rows] <= self.eps)]
+        self.open = len(self.left) > 0 and self.eps > 0
         low, high = self.threat.box
         self.small = self.eps < SMALLEST * (high - low)
 
@@ -54,7 +55,7 @@ class Probes:
         """EV11: twice the steps break nothing new; and no unit was stopped by a limit."""
         stopped = self.campaign.units_planned - self.campaign.units_executed
         spec, figure, broken = self._strongest(), "", None
-        if spec is not None and (once := steps_of(spec)) is not None:
+        if spec is not None and self.open and (once := steps_of(spec)) is not None:
             steps = 2 * once
             longer = spec.model_copy(update={"settings": {**spec.settings, "steps": steps}})
             broken = self._again(longer, range(1))
@@ -75,10 +76,11 @@ class Probes:
     def below(self) -> tuple[int, int] | None:
         """How many searches inside a smaller radius broke a sample that had withstood a larger one, of how many.
 
-        The campaign stops at the largest radius that a sample withstands. Here its last attack with gradients goes on
-        below, with starts of its own; None where there is no such attack or no smaller radius.
+        A search inside radii stops at the largest that a sample withstands. Here the last of them with gradients goes on
+        below, with a start of its own; None where there is no such attack or no smaller radius.
         """
-        spec, radii = self._strongest(), [eps.value for eps in self.threat.eps if eps.value > 0]
+        inside_radii = [spec for spec in self.white if method_of(spec.name).role == "bounded"]
+        spec, radii = self._strongest(inside_radii), [eps.value for eps in self.threat.eps if eps.value > 0]
         broken = tried = 0
         if spec is None:
             return None
@@ -86,14 +88,19 @@ class Probes:
             rows = self.rows[~(self.campaign.distance[self.rows] <= radii[at + 1])]
             tried += len(rows)
             if len(rows):
-                broken += int(self._broken(self.engine.proposer, spec, rows, eps, LATER).sum())
+                broken += int(self._broken(self.engine.proposer, spec, rows, eps, self._later(spec)).sum())
         return (broken, tried) if tried else None
 
     def restarted(self) -> Check:
         """EV12: more random starts break nothing new."""
-        spec, broken, figure = self._strongest(), None, "nothing to start again"
-        if spec is not None:
-            broken = self._again(spec, range(LATER, LATER + 2))
+        spec, broken, figure = (
+            self._strongest([spec for spec in self.white if draws(spec)]),
+            None,
+            "nothing to start again",
+        )
+        if spec is not None and self.open:
+            later = self._later(spec)
+            broken = self._again(spec, range(later, later + 2))
             figure = f"2 more starts of {spec.name} break {broken} of {len(self.left)} samples that had withstood eps "
             figure += self.threat.eps[-1].text
         return Check(
@@ -110,7 +117,7 @@ class Probes:
             method_of(spec.name).knowledge != "white-box" and method_of(spec.name).role != "floor"
             for spec in self.plan.attacks
         )
-        if black or self.threat.norm not in METHODS["Square"].norms or not len(self.left) or self.eps == 0:
+        if black or self.threat.norm not in METHODS["Square"].norms or not self.open:
             return None
         return self._again(spec_of("Square", {"queries": 200}), range(LATER, LATER + 1)), len(self.left)
 
@@ -249,10 +256,16 @@ class Probes:
             advice="an attack that misses an example that is there proves nothing where it finds none: change the attack",
         )
 
-    def _strongest(self) -> AttackSpec | None:
+    def _strongest(self, among: list[AttackSpec] | None = None) -> AttackSpec | None:
         """The last attack of the plan that uses gradients; none where a limit stopped a unit, as it would stop this."""
         stopped = self.campaign.units_executed < self.campaign.units_planned
-        return None if stopped or not self.white else self.white[-1]
+        known = self.white if among is None else among
+        return None if stopped or not known else known[-1]
+
+    def _later(self, spec: AttackSpec) -> int:
+        """The first restart of the probes' own: losses and rivals are taken in turn, and here both begin again."""
+        losses = str(spec.settings.get("losses", "")).count(",") + 1
+        return LATER * losses * (self._classes() - 1)
 
     def _effort(self, broken: int | None) -> Status:
         if broken is None:
@@ -263,7 +276,7 @@ class Probes:
         """How many of the samples left fall to these restarts at the largest eps."""
         broken = np.zeros(len(self.left), np.bool_)
         for restart in restarts:
-            if self.eps > 0 and not broken.all():
+            if not broken.all():
                 broken |= self._broken(self.engine.proposer, spec, self.left, self.eps, restart)
         return int(broken.sum())
 

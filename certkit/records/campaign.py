@@ -67,8 +67,8 @@ class Plan(Record):
     """What a campaign will do and with what, written and hashed before it starts.
 
     ``roles`` says who each attack gets: ``bounded`` each sample from the largest radius down at which nothing broke it
-    yet, ``floor`` likewise but whatever else broke it, ``minimum`` everyone, ``guided`` those furthest from their
-    certificate, on top of everything else. Format 1 went through the radii from the smallest up.
+    yet, ``floor`` everyone at each radius, ``minimum`` everyone, ``guided`` those furthest from their certificate, on top
+    of everything else. Format 1 had every attack go through the radii from the smallest up.
     """
 
     format: Literal[2] = 2
