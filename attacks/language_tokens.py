@@ -14,7 +14,7 @@ from torch import Tensor
 
 from certkit.models.gpt import LanguageModel
 
-from .language import margins
+from .language import margins, token_distance
 
 KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # neighbours on a keyboard are what fingers confuse
 
@@ -23,7 +23,7 @@ KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # neighbours on a keyboard are wh
 class Substituted:
     """One context with tokens replaced: whether the last position's label lost, which places changed, and how far.
 
-    ``distance`` is the largest l2 move of a token's embedding, ``jointly`` the l2 norm of all moves together.
+    ``distance`` is the largest l2 move of a token's embedding, rounded up, ``jointly`` the l2 norm of all moves together.
     """
 
     tokens: tuple[int, ...]
@@ -71,7 +71,7 @@ def greedy_coordinate_gradient(
         leads = _leads(model, rows, label)
         if leads.min() < lead:
             now, lead = rows[leads.argmin()], leads.min()
-    return _measured(table_VD, tokens_T, now, bool(lead <= 0))
+    return _measured(table_VD, tokens_T, now, broken=not lead > 0)
 
 
 def substitutes(characters: Sequence[str]) -> Mapping[int, tuple[int, ...]]:
@@ -108,7 +108,7 @@ def mistyped(
         if leads.min() >= lead:
             break
         now, lead = rows[leads.argmin()], leads.min()
-    return _measured(table_VD, tokens_T, now, bool(lead <= 0))
+    return _measured(table_VD, tokens_T, now, broken=not lead > 0)
 
 
 def table_of(model: LanguageModel) -> Tensor:
@@ -126,12 +126,12 @@ def _leads(model: LanguageModel, tokens_NT: Tensor, label: int) -> Tensor:
     return margins(torch.cat(pieces), labels).squeeze(1)
 
 
-def _measured(table_VD: Tensor, before_T: Tensor, after_T: Tensor, broken: bool) -> Substituted:
-    moves_T = (table_VD[after_T].double() - table_VD[before_T].double()).norm(dim=-1)
+def _measured(table_VD: Tensor, before_T: Tensor, after_T: Tensor, *, broken: bool) -> Substituted:
+    before_TD, after_TD = table_VD[before_T], table_VD[after_T]
     return Substituted(
         tokens=tuple(after_T.tolist()),
         broken=broken,
         places=tuple((after_T != before_T).nonzero().squeeze(1).tolist()),
-        distance=float(moves_T.max()),
-        jointly=float(moves_T.norm()),
+        distance=float(token_distance(before_TD[None], after_TD[None])[0]),
+        jointly=float((after_TD.double() - before_TD.double()).norm()),
     )

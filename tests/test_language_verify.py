@@ -13,14 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from certkit.attacks.language import token_distance
 from certkit.bounds.ledger import to_json
 from certkit.bounds.number import Up
 from certkit.campaign import load_campaign
+from certkit.commands.falsify import substituted
 from certkit.commands.language import load as load_network
-from certkit.errors import CertkitError, CheckpointError, DataError, Tampered
+from certkit.errors import CertkitError, CheckpointError, DataError, RecordError, Tampered
 from certkit.files import digest, digest_file, load, save
 from certkit.language import audit, contradictions, positions, verification
 from certkit.language.certificate import Bounded, bounded
+from certkit.language.contradictions import judge
+from certkit.language.execution import UNWRITTEN
 from certkit.language.positions import Positions
 from certkit.language.records import Contradiction, LanguageAudit
 from certkit.language.verification import Stated, read
@@ -75,7 +79,7 @@ def resealed(folder: Path, record: LanguageAudit, table: Positions | None = None
                 "table": File(name=record.table.name, sha256=digest_file(folder / record.table.name)),
                 "clean": table.clean,
                 "loss": float(np.mean(table.loss)),
-                "curves": table.curves(ways, eps, executed=True),
+                "curves": table.curves(ways, eps, executed=record.execution.pair_error is not None),
                 "losses": table.losses(eps),
                 "shown": tuple(one.model_copy(update=audit.figures(table, one.context)) for one in record.shown),
                 "verdict": verdict,
@@ -179,6 +183,16 @@ def row(name: str, place: tuple[int, ...], value: float) -> Forgery:
     return lambda record, table: (record, replace(table, **{name: changed(getattr(table, name), place, value)}))
 
 
+def replaced(**fields: Any) -> Forgery:
+    """The first text with replaced tokens, changed."""
+
+    def forge(record: LanguageAudit, table: Positions) -> tuple[LanguageAudit, None]:
+        first, *rest = record.substitutions
+        return record.model_copy(update={"substitutions": (first.model_copy(update=fields), *rest)}), None
+
+    return forge
+
+
 FORGERIES: list[tuple[str, Forgery, str]] = [
     ("a count", count, r"^language\.json: curves is not what the files beside it give"),
     ("the loss", stated(loss=0.0), r"^language\.json: loss is not"),
@@ -190,6 +204,8 @@ FORGERIES: list[tuple[str, Forgery, str]] = [
     ("radii tried", stated(tried=(1.0,)), r"^language\.json: tried does not hold"),
     ("a context", stated(context=7), r"^positions\.parquet: not the positions of this audit \(24 rows, not 3 contexts of 7"),
     ("a length", stated(contexts=2**60), r"^positions\.parquet: not the positions of this audit"),
+    ("no ledger of a claim", stated(execution_ledger={}), r"^language\.json: execution is not what its ledgers give"),
+    ("a word inside a radius", replaced(broken=True, distance=1e-9), r"^positions\.parquet: context 0: its replaced tokens"),
     ("no files", stated(files=()), r"^language\.json: files are not those of the campaign"),
     ("another radius", row("radius", (0, 0, 0), 0.5), r"^positions\.parquet: states a radius that was never tried"),
     ("a huge radius", row("radius", (1, 0, 0), 9.0), r"^positions\.parquet: states a radius beyond the bounds"),
@@ -211,6 +227,63 @@ def test_a_forgery_contradicts_the_files(folder: Path, forge: Forgery, message: 
     resealed(folder, *forge(held.record, held.table))
     with pytest.raises(CertkitError, match=message):
         read(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("substitutions", "after", ["a"]),
+        ("substitutions", "places", [99]),
+        ("substitutions", "places", []),
+        ("shown", "true", []),
+        ("shown", "attacked", [None]),
+        ("curves", "attacked", []),
+        ("curves", "certified", []),
+    ],
+)
+def test_a_part_that_is_not_whole_is_no_record(folder: Path, part: str, field: str, value: Any) -> None:
+    record = json.loads((folder / "language.json").read_text(encoding="utf-8"))
+    assert record["substitutions"][0]["places"]
+    record[part][0][field] = value
+    (folder / "language.json").write_text(json.dumps(record), encoding="utf-8")
+    for reads in (read, report):
+        with pytest.raises(RecordError, match=r"^language\.json: "):
+            reads(folder)
+
+
+def test_an_audit_whose_execution_has_no_bound_is_proved_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = read(folder)
+    none = np.zeros_like(held.table.float_radius)
+    nothing = held.record.execution.model_copy(update={"pair_error": None, "reasons": (UNWRITTEN,), "assumptions": ()})
+    record = held.record.model_copy(update={"execution_ledger": {}, "execution": nothing})
+    resealed(folder, record, replace(held.table, float_radius=none))
+    plain = verification.bounded
+    monkeypatch.setattr(verification, "bounded", lambda *words: replace(plain(*words), deployed=None))
+    found = verify_language(folder, **given())
+    assert "radii and losses" in [one.what for one in found.verified]
+    assert ("execution_ledger", "is none, as nothing is claimed of the execution") in [
+        (one.what, one.how) for one in found.not_verified
+    ]
+
+
+def test_replaced_tokens_inside_a_radius_are_hits(folder: Path) -> None:
+    held, text = read(folder), load_text(str(languages.text()), "test")
+    model, _ = load_network(languages.network())
+    assert substituted(model, held.table, text, held.ways, 0) == (held.record.substitutions, [])
+    far = replace(held.table, radius=np.full_like(held.table.radius, 1e3))
+    told, hits = substituted(model, far, text, held.ways, 0)
+    broken = [one for one in told if one.broken]
+    assert broken
+    assert {(hit.context, hit.attack, hit.distance) for hit in hits} == {
+        (one.context, one.kind, one.distance) for one in broken
+    }
+    few = {hit.way for hit in hits if len(next(o for o in broken if o.distance == hit.distance).places) > 1}
+    assert all(held.ways[place].tokens != 1 for place in few)
+    for hit, one in zip(hits, judge(bounded(model, 8, 1e3), model, [h.example for h in hits], [7] * len(hits),
+                                    [int(far.predicted[h.context, 7]) for h in hits]), strict=True):  # fmt: skip
+        assert one.margin <= 0
+        x = model.embed.weight[far.token[hit.context]].detach()  # type: ignore[index, union-attr]
+        assert hit.distance == token_distance(x[None], hit.example[None])[0]
 
 
 def test_a_radius_that_was_tried_and_not_proved_takes_the_checkpoint(folder: Path) -> None:
@@ -340,6 +413,17 @@ def test_a_float_gap_is_judged_again_and_shown(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     told = json.loads(result.output)
     assert (told["disproves"], told["distance"], told["reproduced"]) == ("float gap", 0.0, True)
+
+
+def test_a_contradiction_whose_example_is_left_out_is_named(folder: Path) -> None:
+    planted(folder)
+    record = load(LanguageAudit, folder / "language.json")
+    (one,) = record.contradictions
+    resealed(folder, record.model_copy(update={"contradictions": (one.model_copy(update={"example": None}),)}))
+    with pytest.raises(
+        Tampered, match=r"^language\.json: the example of a contradiction is left out; the 64 that disprove"
+    ):
+        read(folder)
 
 
 def test_a_refutation_that_the_network_does_not_bear_out_is_forged(folder: Path) -> None:

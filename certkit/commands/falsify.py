@@ -78,12 +78,13 @@ def attacked(
     ways: Sequence[Moves],
     eps: Sequence[Eps],
     campaign: Campaign,
+    replaced: Sequence[Hit],
     given: dict[str, Any],
 ) -> tuple[NDArray[np.float64], list[Hit]]:
     """The nearest example (W, N, T) of each position for each choice of tokens that move, and those inside certified radii.
 
     Attacks move the last tokens. What few tokens do, more can do as well. Contexts are attacked in pieces, as a large
-    vocabulary has many logits; a seed counts on from piece to piece.
+    vocabulary has many logits; a seed counts on from piece to piece. ``replaced`` are those that other tokens made.
     """
     import numpy as np
     import torch
@@ -94,7 +95,7 @@ def attacked(
     radii, y = [at.value for at in eps if at.value > 0], torch.from_numpy(proved.true)
     last = torch.zeros(y.shape, dtype=torch.bool)
     last[:, -1] = True
-    hits: list[Hit] = []
+    hits = list(replaced)
     distance = np.full(proved.attacked.shape, np.inf)
     size = max(1, LOGITS // (y.shape[1] * len(model.embed.weight)))  # type: ignore[arg-type]
 
@@ -134,21 +135,31 @@ def attacked(
                     )
                     for n in np.flatnonzero(reached <= within[:, -1]).tolist()
                 ]
+    for hit in replaced:
+        at = hit.way, hit.context, hit.position
+        distance[at] = min(distance[at], hit.distance)
     for fewer, more in pairwise(sorted(range(len(ways)), key=lambda place: ways[place].tokens or math.inf)):
         distance[more] = np.minimum(distance[more], distance[fewer])
     return distance, hits
 
 
-def substituted(model: LanguageModel, table: Positions, tokens: Tokens, seed: int) -> tuple[Substitution, ...]:
-    """Tokens replaced in some contexts until the last prediction changes, with what that costs in embedding space."""
+def substituted(
+    model: LanguageModel, table: Positions, tokens: Tokens, ways: Sequence[Moves], seed: int
+) -> tuple[tuple[Substitution, ...], list[Hit]]:
+    """Tokens replaced in some contexts until the last prediction changes, with what that costs in embedding space.
+
+    Where that lies inside a certified radius of so many tokens it is an example like any other, and a hit.
+    """
+    import numpy as np
     import torch
 
     from certkit.language.audit import spelled
+    from certkit.language.contradictions import Hit
     from certkit.language.records import Substitution
 
     attacks = importlib.import_module("certkit.attacks.language_tokens")
     near = attacks.substitutes([tokens.decode([token]) for token in range(tokens.vocabulary)])
-    made = []
+    made, hits, last = [], list[Hit](), table.token.shape[1] - 1
     for n in range(min(SUBSTITUTED, len(table.token))):
         label, x = int(table.predicted[n, -1]), torch.from_numpy(table.token[n])
         greedy = attacks.greedy_coordinate_gradient(model, x, label, seed=seed)
@@ -163,10 +174,12 @@ def substituted(model: LanguageModel, table: Positions, tokens: Tokens, seed: in
                     broken=one.broken,
                     places=one.places,
                     before=spelled(tokens, table.token[n]),
-                    after=tuple(tokens.decode([token]) for token in one.tokens),
+                    after=spelled(tokens, np.array(one.tokens)),
                     distance=one.distance,
                     jointly=one.jointly,
                     radius=float(table.radius[0, n, -1]),
                 )
             )
-    return tuple(made)
+            example = attacks.table_of(model)[torch.tensor(one.tokens)].float()
+            hits += [Hit(place, kind, n, last, one.distance, example) for place in table.within(ways, made[-1])]
+    return tuple(made), hits

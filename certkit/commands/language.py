@@ -221,10 +221,10 @@ def run_language(checkpoint: Path, **given: Any) -> tuple[LanguageAudit, Path]:
         own = execution(bounds, found, embedded)
         proved = audit.positions(found, own, x.numpy(), y.numpy(), ways, eps)
         campaign = campaign_of(model, subject, bounds, tokens, embedded, y, given)
-        distance, hits = attacked(model, proved, embedded, ways, eps, campaign, given)
+        replaced, known = substituted(model, proved, tokens, ways, given["seed"])
+        distance, hits = attacked(model, proved, embedded, ways, eps, campaign, known, given)
         every = replace(proved, attacked=distance)
         against = contradictions(bounds, model, hits, every, ways, tokens, out)
-        replaced = substituted(model, every, tokens, given["seed"])
     positions.write(every, out / TABLE, ways, eps)
     verdict, reason = audit.judged(against, campaign)
     record = LanguageAudit(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from certkit.errors import ConfigError, RecordError, one_line
 from certkit.files import write_atomic
-from certkit.language.records import AttackedAt, Curve, LossAt
+from certkit.language.records import AttackedAt, Curve, LossAt, Substitution
 from certkit.records import CertifiedAt, Eps, Rate
 from certkit.statistics import rate
 
@@ -85,6 +85,17 @@ class Positions:
     def inside(self) -> Flags:
         """The positions (N, T) with an example inside a certified radius, whichever tokens it moves."""
         return np.asarray((self.proved & (self.attacked <= self.radius)).any(axis=0))
+
+    def within(self, ways: Sequence[Moves], one: Substitution) -> tuple[int, ...]:
+        """The choices of tokens, by number, inside whose certified radius of the last position a text is broken by other tokens."""
+        if not one.broken or not self.proved[one.context, -1]:
+            return ()
+        return tuple(
+            place
+            for place, way in enumerate(ways)
+            if (way.tokens is None or len(one.places) <= way.tokens)
+            and one.distance <= self.radius[place, one.context, -1]
+        )
 
     def curves(self, ways: Sequence[Moves], eps: Sequence[Eps], *, executed: bool) -> tuple[Curve, ...]:
         """All positions and the last ones where every token moves, the last ones for every other choice of tokens."""

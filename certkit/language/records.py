@@ -63,6 +63,15 @@ class Curve(Record):
     median_float_radius: Distance
     contradictions: Count
 
+    @model_validator(mode="after")
+    def _is_whole(self) -> Curve:
+        eps = [at.eps for at in self.certified]
+        if not any(at.value > 0 for at in eps):
+            raise ValueError("a curve has a radius above 0")
+        if [at.eps for at in self.attacked] != eps or (self.executed and [at.eps for at in self.executed] != eps):
+            raise ValueError("the columns of a curve have the same radii")
+        return self
+
 
 class Execution(Record):
     """The second claim: of the program in the arithmetic that it runs in, at every position.
@@ -159,6 +168,14 @@ class Substitution(Record):
     jointly: Distance
     radius: Distance
 
+    @model_validator(mode="after")
+    def _shows_what_changed(self) -> Substitution:
+        if len(self.before) != len(self.after) or not {*self.places} <= {*range(len(self.before))}:
+            raise ValueError("a text before and after has as many tokens, and those replaced are among them")
+        if any(a != b and n not in self.places for n, (a, b) in enumerate(zip(self.before, self.after, strict=True))):
+            raise ValueError("a token that differs was replaced")
+        return self
+
 
 class Shown(Record):
     """One context, position by position: what follows, what is predicted, the certified radii, the nearest example.
@@ -173,6 +190,13 @@ class Shown(Record):
     certified: tuple[Distance, ...]
     executed: tuple[Distance, ...]
     attacked: tuple[Distance | None, ...]
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Shown:
+        columns = (self.true, self.predicted, self.certified, self.executed, self.attacked)
+        if any(len(column) != len(self.tokens) for column in columns):
+            raise ValueError("a context that is shown has as many of everything as tokens")
+        return self
 
 
 class LanguageAudit(Record):

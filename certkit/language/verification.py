@@ -30,7 +30,7 @@ from certkit.errors import CheckpointError, DataError, RecordError, Tampered, on
 from certkit.files import canonical, digest_file, load
 from certkit.language import audit, positions
 from certkit.language.certificate import Bounded, agreement, bounded, proof
-from certkit.language.contradictions import replayed
+from certkit.language.contradictions import KEPT, RANK, replayed
 from certkit.language.execution import execution
 from certkit.language.positions import Moves, Positions
 from certkit.language.published import published_bound
@@ -66,7 +66,7 @@ class Stated:
     ways: tuple[Moves, ...]
     eps: tuple[Eps, ...]
     ledger: Ledger
-    deployed: Ledger
+    deployed: Ledger | None  # None where nothing of the execution could be written down
     campaign: Campaign
 
 
@@ -142,7 +142,7 @@ def read(directory: Path, found: Findings | None = None) -> Stated:
     _same_campaign(record, table, eps, campaign)
     _follows(record, table, ways, eps, ledger, campaign)
     if found is not None:
-        steps = len(ledger.steps) + len(deployed.steps)
+        steps = sum(len(one.steps) for one in (ledger, deployed) if one is not None)
         found.verified(
             record.table.name, f"sha256 as stated; {record.positions} rows that do not contradict themselves"
         )
@@ -208,30 +208,44 @@ def _table(directory: Path, record: LanguageAudit, ways: tuple[Moves, ...], eps:
     return table
 
 
-def _ledgers(record: LanguageAudit) -> tuple[Ledger, Ledger]:
-    """Both ledgers derived again, of one threat, with the errors that the record states."""
-    ledger, deployed = checked(record.ledger), checked(record.execution_ledger)
-    first, own = ledger.steps[0], deployed.steps[0]
+def _ledgers(record: LanguageAudit) -> tuple[Ledger, Ledger | None]:
+    """Both ledgers derived again, of one threat, with the errors that the record states.
+
+    Without a ledger of the execution, nothing may be claimed of that.
+    """
+    ledger = checked(record.ledger)
+    deployed = checked(record.execution_ledger) if record.execution_ledger else None
+    first, error = ledger.steps[0], record.execution.pair_error
     stated = {
         "ledger": ledger.arithmetic == "float64",
-        "execution_ledger": deployed.arithmetic == record.execution.arithmetic,
-        "threat": first.attributes.get("norm") == "token" and first.attributes == own.attributes,
+        "threat": first.attributes.get("norm") == "token",
         "context": first.bound.shape[1:-1] == (record.context,),
         "vocabulary": ledger.steps[-1].bound.shape[-1] == record.data.vocabulary,
-        "token_size": first.evidence == own.evidence,
         "pair_gain": record.pair_gain == tuple(tuple(g.to_float() for g in row) for row in ledger.pairs.gain),
         "pair_error": record.pair_error == ledger.pairs.error.to_float(),
-        "execution": record.execution.pair_error in (None, deployed.pairs.error.to_float()),
+        "execution": error is None or (deployed is not None and error == deployed.pairs.error.to_float()),
     }
+    if deployed is not None:
+        own = deployed.steps[0]
+        stated |= {
+            "execution_ledger": deployed.arithmetic == record.execution.arithmetic,
+            "execution_ledger's threat": first.attributes == own.attributes,
+            "token_size": first.evidence == own.evidence,
+        }
     for name, holds in stated.items():
         if not holds:
             raise Tampered(f"{NAME}: {name} is not what its ledgers give; {AGAIN}")
-    rests = [text for text in assumptions(deployed, (), running()) if "for torch" not in text]
+    rests = [] if deployed is None else _rests(deployed)
     if missing := set(rests) - set(record.execution.assumptions):
         raise Tampered(f"{NAME}: execution.assumptions leaves out {one_line(min(missing), 80)!r}; {AGAIN}")
     if missing := set(audit.ASSUMPTIONS) - set(record.assumptions):
         raise Tampered(f"{NAME}: assumptions leaves out {one_line(min(missing), 80)!r}; {AGAIN}")
     return ledger, deployed
+
+
+def _rests(deployed: Ledger) -> list[str]:
+    """What the claim of the execution rests on, but for what only the machine knows that made it."""
+    return [text for text in assumptions(deployed, (), running()) if "for torch" not in text]
 
 
 def _same_campaign(record: LanguageAudit, table: Positions, eps: tuple[Eps, ...], campaign: Campaign) -> None:
@@ -281,6 +295,11 @@ def _follows(
     for one in record.substitutions:
         if one.context >= record.contexts or one.radius != table.radius[0, one.context, -1]:
             raise Tampered(f"{NAME}: a radius of substitutions is not that of {record.table.name}; {AGAIN}")
+        if any(table.attacked[place, one.context, -1] > one.distance for place in table.within(ways, one)):
+            raise Tampered(
+                f"{record.table.name}: context {one.context}: its replaced tokens break it inside its radius, and no row "
+                f"says so; {AGAIN}"
+            )
     _inside(record, table, ways)
 
 
@@ -289,6 +308,14 @@ def _inside(record: LanguageAudit, table: Positions, ways: tuple[Moves, ...]) ->
     where = [(one.context, one.position) for one in record.contradictions]
     if where != [(n, t) for n, t in np.argwhere(table.inside).tolist()]:
         raise Tampered(f"{NAME}: contradictions are not the positions attacked inside their radii; {AGAIN}")
+    kept, left = (
+        [RANK[one.refutes] for one in record.contradictions if (one.example is None) == missing]
+        for missing in (False, True)
+    )
+    if len(kept) != min(KEPT, len(where)) or (left and min(kept) < max(left)):
+        raise Tampered(
+            f"{NAME}: the example of a contradiction is left out; the {KEPT} that disprove most are kept; {AGAIN}"
+        )
     places = {way.name: place for place, way in enumerate(ways)}
     for one in record.contradictions:
         at = (places.get(one.moves, -1), one.context, one.position)
@@ -365,14 +392,15 @@ def _measured(stated: Stated, model: LanguageModel, no_less: NoLess, found: Find
     if given.program.sha256 != record.program_sha256:
         raise Tampered(f"{NAME}: program_sha256 is not that of the network's graph{elsewhere or f'; {AGAIN}'}")
     found.verified("graph", f"exported again, program_sha256 {record.program_sha256}")
-    if given.deployed is None:
-        raise Tampered(
-            f"{NAME}: execution_ledger states a proof where this machine finds none{elsewhere or f'; {AGAIN}'}"
-        )
     for name, claimed, fresh in (
         ("ledger", stated.ledger, given.everywhere),
         ("execution_ledger", stated.deployed, given.deployed),
     ):
+        if claimed is None:
+            found.open(name, "is none, as nothing is claimed of the execution")
+            continue
+        if fresh is None:
+            raise Tampered(f"{NAME}: {name} states a proof where this machine finds none{elsewhere or f'; {AGAIN}'}")
         numbers = no_less(name, claimed, from_json(json.loads(json.dumps(to_json(fresh)))), elsewhere)
         found.verified(name, f"{numbers} measurements made again from the weights: none was stated too small")
     words = audit.words(_embeddings(model))
