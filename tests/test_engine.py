@@ -119,6 +119,14 @@ def test_a_last_linear_map_is_read_by_its_rows_with_the_factor_after_it() -> Non
         assert Up.of(14) <= prove(net, (2,), norm="linf").ledger.pairs.gain[0][1] <= Up.of("14.00000001")
 
 
+def test_factors_after_the_last_linear_map_may_leave_the_range_of_float64() -> None:
+    w = torch.eye(2, dtype=torch.float64)
+    module = Net(lambda net, x: F.linear(x, net.w) * 1e308 * 1e308, w=w)
+    assert Up.of("1.414e616") <= prove(module, (2,)).ledger.pairs.gain[0][1] <= Up.of("1.415e616")
+    nothing = Net(lambda net, x: F.linear(x, net.w) * 1e308 * 1e308 * 0.0, w=w)
+    assert prove(nothing, (2,)).ledger.pairs.gain[0][1] == Up.of(0)
+
+
 def test_without_a_last_linear_map_pairs_cost_sqrt_2_and_2() -> None:
     module, shape = small(lambda x: -x)
     assert Up.of("1.41421356") <= prove(module, shape).ledger.pairs.gain[0][1] <= Up.of("1.41421357")

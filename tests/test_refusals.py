@@ -115,6 +115,13 @@ REFUSED: dict[str, tuple[Callable[[], tuple[nn.Module, tuple[int, ...]]], str]] 
         lambda: small(lambda x: x * (torch.ones(2) / 0)),
         "the model: aten.mul.Tensor has no bound here: inf is not finite",
     ),
+    "rows whose difference leaves float64": (
+        lambda: (
+            Net(lambda net, x: F.linear(x, net.w), w=torch.tensor([[1.0] * 5, [-1.0] * 5]).double() * 2e307),
+            (5,),
+        ),
+        "the differences of the logits have no bound here: inf is not finite",
+    ),
     "complex numbers": (
         lambda: small(lambda x: (x * torch.tensor(100j)).abs()),
         "the model: aten.mul.Tensor gives torch.complex64 in a torch.float32 model; that has no rule",

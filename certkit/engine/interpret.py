@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 from torch import Tensor
 from torch.fx import Node
 
@@ -57,11 +56,13 @@ class Interpreter:
         return Ledger(arithmetic, tuple(graph.steps), self.program.output.name, self._pairs(graph))
 
     def _pairs(self, graph: Graph) -> Pairs:
-        node, l2, l1 = self._head(graph)
         try:
+            node, l2, l1 = self._head(graph)
             gain, error = pair_gains(graph.bounds[node.name], graph.bounds[self.program.output.name], l2, l1)
         except RecordError as problem:
             raise Refusal(str(problem)) from None
+        except ValueError as problem:  # a difference of two rows that is beyond float64
+            raise Refusal(f"the differences of the logits have no bound here: {problem}") from None
         return Pairs(node.name, l2, l1, gain, error)
 
     def _head(self, graph: Graph) -> tuple[Node, Matrix | None, Matrix | None]:
@@ -69,12 +70,10 @@ class Interpreter:
         head = head_of(graph)
         if head is None:
             return self.program.output, None, None
-        factor = head.factor.to_float()
-        scaled = (
-            np.nextafter(matrix * factor, np.inf) * (matrix > 0) if factor != 1.0 else matrix
+        first, second = (
+            tuple(tuple(Up.of(float(n)) * head.factor for n in row) for row in matrix)
             for matrix in row_differences(array(graph.constants[head.weight]))
         )
-        first, second = (tuple(tuple(Up.of(float(n)) for n in row) for row in matrix) for matrix in scaled)
         return head.x, first, second
 
 
