@@ -222,6 +222,8 @@ def test_of_two_examples_the_one_that_disproves_more_is_kept(tokens: Tokens, tmp
 def test_a_margin_within_its_error_disproves_nothing() -> None:
     for margin, expected in ((-1.0, "exact arithmetic"), (-1e-9, "float gap"), (0.0, "float gap"), (1.0, "float gap")):
         assert Judged(margin, 1e-8, answer=1).disproves(0, claimed=False) == expected
+    rounded = float(np.nextafter(-1e-8, -np.inf))  # of a lead that is the error exactly: the logits may be equal
+    assert Judged(rounded, 1e-8, answer=1).disproves(0, claimed=False) == "float gap"
     assert Judged(-1e-9, 1e-8, answer=1).disproves(0, claimed=True) == "float execution"
     assert Judged(-1e-9, 1e-8, answer=0).disproves(0, claimed=True) == "float gap"
 

@@ -60,7 +60,8 @@ class Judged:
 
     def disproves(self, held: int, *, claimed: bool) -> Refutes:
         """What it disproves of the certified token ``held``; ``claimed`` says whether the execution's radius reaches so far."""
-        if self.margin < -self.error:
+        computed = np.nextafter(self.margin, np.inf)  # one float up again: what rounding down did refutes nothing
+        if computed < -self.error:
             return "exact arithmetic"
         return "float execution" if claimed and self.answer != held else "float gap"
 
