@@ -29,6 +29,8 @@ from certkit.health.view import NAME as HEALTH
 from certkit.pictures import check
 from certkit.reconcile import derived
 from certkit.records import Audit, Certificate, File, Plan, Record
+from certkit.rounding import NAME as PRECISION
+from certkit.rounding import load_precision
 from certkit.shards import read_shard, shards_digest
 
 if TYPE_CHECKING:
@@ -159,6 +161,8 @@ def beside(
             _as_the_network(directory, audit, found, model, subject)
             _as_the_samples(audit, campaign, np.where(table.correct, table.radius, 0.0), found, data)
         known |= _made_of(directory, audit, found)
+    if (directory / PRECISION).is_file():
+        known |= {PRECISION, _precision(directory, certificate, found)}
     strange = [name for name in _contents(directory) if name not in known]
     for name in strange[:MOST_NAMED]:
         found.open(name, "is no part of the audit")
@@ -220,6 +224,21 @@ def _as_the_samples(
         found.open("pictures", f"{shown} adversarial examples are the campaign's; the samples beside them, as stated")
     elif shown:
         found.verified("pictures", f"of {shown} samples and their adversarial examples, drawn again")
+
+
+def _precision(directory: Path, certificate: Certificate, found: Findings) -> str:
+    """The name of the table beside precision.json. Raises RecordError or Tampered unless both are whole and of this network."""
+    record, _ = load_precision(directory)
+    pairs = {
+        "checkpoint": (record.subject.sha256, certificate.subject.sha256),
+        "graph": (record.program_sha256, certificate.program_sha256),
+    }
+    if differ := [what for what, (here, there) in pairs.items() if here != there]:
+        raise RecordError(f"{PRECISION}: is of another {differ[0]} than certificate.json; run certkit precision again")
+    table = record.table.name
+    found.verified(f"{PRECISION}, {table}", "speak of this network; every count and column follows from the logits")
+    found.open(PRECISION, "logits and how far they drift are as stated; certkit precision comes to them again")
+    return table
 
 
 def _made_of(directory: Path, audit: Audit, found: Findings) -> set[str]:

@@ -23,6 +23,7 @@ from certkit.proof import ASSUMPTIONS
 from certkit.records.precision import Precision, RoundedTo
 from certkit.statistics import rate
 
+NAME = "precision.json"
 Columns = dict[str, NDArray[Any]]
 FLOATS, WHOLE = np.dtype(np.float64), np.dtype(np.int64)
 
@@ -139,7 +140,7 @@ def load_precision(directory: Path) -> tuple[Precision, Columns]:
     Raises RecordError when a file is missing or malformed, Tampered when a number is not the one that follows, or when a
     bound is below what the samples attain.
     """
-    path = Path(directory) / "precision.json"
+    path = Path(directory) / NAME
     if not path.is_file():
         name = one_line(path.parent.name)
         raise RecordError(f"{name}: no precision.json; run certkit precision CHECKPOINT --out {name}")

@@ -23,22 +23,21 @@ from torch import nn
 from certkit.bounds.elementary import MEASURED, Build
 from certkit.bounds.ledger import Ledger, Matrix, Step, checked, from_json, to_json
 from certkit.bounds.number import Up
-from certkit.certified import Certified, certify_rows
+from certkit.certified import Certified
 from certkit.checkpoint import subject_of
 from certkit.crosscheck.view import NAME as CROSSCHECK
 from certkit.crosscheck.view import load_crosscheck, too_steep
 from certkit.data import Dataset
-from certkit.engine.certify import pair_matrix
+from certkit.engine.certify import proved_rows
 from certkit.engine.execute import centres
 from certkit.engine.floats import assumptions, float_claim, folded
 from certkit.engine.interpret import Interpreter
-from certkit.engine.local import local_radii
 from certkit.engine.program import Program, export
 from certkit.errors import CheckpointError, ConfigError, DataError, Tampered, one_line
 from certkit.files import digest_file
 from certkit.folder import DIGITS, Findings, Statement, beside, stated
 from certkit.health.view import NAME as HEALTH
-from certkit.health.view import load_health
+from certkit.health.view import excluded, load_health
 from certkit.language import verification as language
 from certkit.machine import pinned
 from certkit.proof import load_certificate
@@ -99,14 +98,12 @@ def verify(
         if steep := too_steep(cross, ledger):
             how = f"a slope stated at {one_line(steep[0], 80)} would disprove the ledger; {how}"
         found.open(CROSSCHECK, how)
-    if load_health(directory, certificate, ledger) is not None:
-        found.verified(
-            HEALTH, "speaks of this certificate; nothing in it is above what the ledger proves, or the verdict says so"
-        )
-        found.open(
-            HEALTH,
-            "largest numbers, singular values and training record are as stated; certkit certify measures them again",
-        )
+    if (health := load_health(directory, certificate, ledger)) is not None:
+        found.verified(HEALTH, "speaks of this certificate")
+        how = "largest numbers, singular values and training record are as stated; certkit certify measures them again"
+        if beyond := excluded(health, ledger):
+            how = f"a number stated at {one_line(beyond[0], 80)} would disprove the ledger; {how}"
+        found.open(HEALTH, how)
     if model is None:
         found.open("evidence", "norms and other measurements are as stated: give --checkpoint to measure them again")
         found.open("logits and local radii", "need the checkpoint")
@@ -247,7 +244,15 @@ class _Fresh:
         off = np.abs(logits - table.logits[rows]).max(axis=1)
         if bad := rows[off > DIGITS * np.maximum(np.abs(logits).max(axis=1), 1.0)].tolist():
             raise Tampered(f"{self._row(table, bad[0])} its stated logits are not those of the network")
-        proved = self._radii(table, images, logits, rows)
+        proved = proved_rows(
+            self.program,
+            (self.ledger, self.deployed),
+            self.claim,
+            images,
+            logits,
+            index=table.index[rows],
+            label=table.label[rows],
+        )
         for column in ("radius", "global_radius", "float_radius"):
             stated, fresh = getattr(table, column)[rows], getattr(proved, column)
             if bad := rows[stated > fresh * (1 + DIGITS)].tolist():
@@ -270,28 +275,6 @@ class _Fresh:
 
     def _row(self, table: Certified, row: int) -> str:
         return f"{self.certificate.table.name}: sample {int(table.index[row])}:"
-
-    def _radii(
-        self,
-        table: Certified,
-        images: torch.Tensor,
-        logits: NDArray[np.float64],
-        rows: NDArray[np.int64],
-    ) -> Certified:
-        """The rows of the table as they are proved here, local certificates and the float execution included."""
-        local = local_radii(self.program, self.ledger, images, logits)
-        executing = None
-        if self.claim.holds:
-            executing = local_radii(self.program, self.ledger, images, logits, deployed=self.deployed)
-        return certify_rows(
-            table.index[rows],
-            table.label[rows],
-            logits,
-            pair_matrix(self.ledger),
-            self.ledger.pairs.error.to_float(),
-            local=local.radius,
-            execution=None if executing is None else executing.radius,
-        )
 
 
 def _no_less(name: str, stated: Ledger, fresh: Ledger, elsewhere: str) -> int:

@@ -20,6 +20,7 @@ from certkit.health.view import joined, load_health, view
 from certkit.proof import load_certificate
 from certkit.records import Audit
 from certkit.records.health import MAX_PARTS, Health, Largest
+from certkit.verification import verify
 from tests.networks import labelled_by, linear, samples
 
 
@@ -111,6 +112,16 @@ def test_a_number_that_the_ledger_excludes_refutes_the_certificate(copy: Path) -
     page = (copy / "report.html").read_text()
     assert "above the bound" in page
     assert "claimed, and refuted" in page
+
+
+def test_verify_names_a_number_that_would_disprove_the_ledger_where_no_verdict_does(copy: Path) -> None:
+    honest = {one.what: one.how for one in verify(copy).not_verified}["health.json"]
+    assert honest.startswith("largest numbers, singular values and training record are as stated; ")
+    entries = json.loads((copy / "health.json").read_text())["entries"]
+    entries[-1]["largest"] = 1e6
+    changed(copy, entries=entries)
+    told = {one.what: one.how for one in verify(copy).not_verified}["health.json"]
+    assert told == f"a number stated at {entries[-1]['node']} would disprove the ledger; {honest}"
 
 
 def test_a_certificate_of_another_network_is_not_measured(copy: Path) -> None:

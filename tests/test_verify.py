@@ -25,6 +25,7 @@ from certkit.bounds.number import Up
 from certkit.certified import certified_counts, certify_rows, executed, median_radius, without_local
 from certkit.cli import main
 from certkit.engine.floats import assumptions, running
+from certkit.engine.precision import precision
 from certkit.errors import CheckpointError, ConfigError, DataError, RecordError, RuleViolation, Tampered
 from certkit.files import digest_file, load, save
 from certkit.records import Certificate
@@ -555,3 +556,24 @@ def test_the_command_says_what_was_verified_and_what_not(tmp_path: Path, monkeyp
     save_file(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).state_dict(), "other.safetensors")
     other = run(main, ["verify", "out", "--checkpoint", "other.safetensors", "--model", "tiny:net"])
     assert other.exit_code == 2
+
+
+def test_rounded_weights_beside_a_certificate_are_derived_again_and_of_its_network(folder: Path) -> None:
+    precision(model(), samples(), formats=["bf16"], out=folder)
+    found = verify(folder)
+    assert "precision.json, precision.parquet" in what(found)
+    opened = {one.what: one.how for one in found.not_verified}
+    assert opened.keys().isdisjoint({"precision.parquet", "other files"})
+    assert opened["precision.json"] == (
+        "logits and how far they drift are as stated; certkit precision comes to them again"
+    )
+    table = (folder / "precision.parquet").read_bytes()
+    (folder / "precision.parquet").write_bytes(table[:-1])
+    with pytest.raises(Tampered, match=r"^precision\.parquet: was changed after it was written"):
+        verify(folder)
+    precision(model(1), samples(), formats=["bf16"], out=folder)
+    with pytest.raises(RecordError) as caught:
+        verify(folder)
+    assert str(caught.value) == (
+        "precision.json: is of another checkpoint than certificate.json; run certkit precision again"
+    )
