@@ -32,7 +32,8 @@ class Method:
     ``floor`` is random noise at each radius: the measure that every other attack must beat, so it takes no sample away
     from them. ``bounded`` searches inside one radius, on those not yet broken there. ``minimum`` looks for the nearest
     example and gets every sample. ``guided`` reads the certificate and only adds. ``together``: what happens in a row
-    does not depend on the others of its batch, so that several restarts may stand in one.
+    depends on no other sample of its batch but by rounding and by when it is left behind, so that several restarts may
+    stand in one.
     """
 
     role: Role

@@ -179,6 +179,7 @@ def test_an_audit_shares_its_campaign_out_too(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("certkit.commands.audit.resumable", lambda inputs, given: None)
     monkeypatch.setattr("certkit.commands.audit.finish", lambda *args, **given: None)
     monkeypatch.setattr("certkit.commands.certify.run_certify", lambda inputs, **given: None)
+    monkeypatch.setattr("certkit.commands.certify.run_health", lambda checkpoint, inputs, **given: None)
     monkeypatch.setattr("certkit.commands.attack.run_attack", lambda inputs, **words: given.update(words))
     result = CliRunner().invoke(main, ["audit", "any", "--out", "any", "--workers", "3"])
     assert result.exit_code == 0, result.output
