@@ -177,6 +177,21 @@ def test_another_vocabulary_is_refused(network: Path, tmp_path: Path) -> None:
     assert "the text has a vocabulary of 3, the model one of 7" in result.output
 
 
+def test_a_network_of_float64_is_refused_as_its_examples_would_be_rounded(
+    network: Path, text: Path, tmp_path: Path
+) -> None:
+    settings = json.loads((network / "config.json").read_text(encoding="utf-8"))
+    settings["training"]["precision"] = "float64"
+    weights = {name: tensor.double() for name, tensor in checkpoint.read(network).state.items()}
+    checkpoint.write(tmp_path / "wide", weights, settings)
+    result = run("language", tmp_path / "wide", "--data", text, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert (
+        "wide: its weights are float64; examples are embeddings in float32, expected a language model of float32"
+        in result.output
+    )
+
+
 def test_a_folder_without_an_audit_has_no_page(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"no language\.json here; expected a folder that certkit language wrote"):
         report(tmp_path)

@@ -197,6 +197,7 @@ def chosen(text: str) -> list[Moves]:
 def run_language(checkpoint: Path, **given: Any) -> tuple[LanguageAudit, Path]:
     """The command's work: prove, attack, set side by side, write."""
     import numpy as np
+    import torch
 
     from certkit.bounds.ledger import to_json
     from certkit.commands.falsify import attacked, campaign_of, substituted
@@ -212,6 +213,11 @@ def run_language(checkpoint: Path, **given: Any) -> tuple[LanguageAudit, Path]:
     started, out = time.monotonic(), given["out"]
     ways, eps = chosen(given["moves"]), radii(options.radii(given["eps"]))
     model, subject = load(checkpoint)
+    if table(model).dtype is not torch.float32:
+        raise ConfigError(
+            f"{one_line(checkpoint.name, 120)}: its weights are {str(table(model).dtype).removeprefix('torch.')}; examples are "
+            "embeddings in float32, expected a language model of float32"
+        )
     tokens, x, y = read(model, given)
     with pinned(given["threads"]) as count:
         bounds = bounded(model, x.shape[1], eps[-1].value)
