@@ -35,7 +35,7 @@ from certkit.records import (
     Record,
     Sha256,
 )
-from certkit.shards import Flags, Floats, Images, Shard, Unit, Whole, read_shard
+from certkit.shards import Flags, Floats, Images, Shard, Unit, Whole, read_shard, shards_in
 from certkit.statistics import rate
 
 CLEAN = "clean"
@@ -194,7 +194,7 @@ def _refuse_missing(folder: Path, plan: Plan) -> None:
 
     A plan can claim any number of samples: no more units are listed than there are files, and some for those deleted.
     """
-    present = {path.name for path in (folder / "shards").glob("*.parquet")}
+    present = {path.name for path in shards_in(folder / "shards")}
     total = -(-plan.data.count // plan.block) * (1 + len(plan.attacks))
     listed = [unit.name in present for unit in islice(chain.from_iterable(units(plan)), 2 * len(present) + 1000)]
     if not total or (present and not any(listed)):

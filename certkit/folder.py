@@ -31,7 +31,7 @@ from certkit.reconcile import derived
 from certkit.records import Audit, Certificate, File, Plan, Record
 from certkit.rounding import NAME as PRECISION
 from certkit.rounding import load_precision
-from certkit.shards import read_shard, shards_digest
+from certkit.shards import read_shard, shards_digest, shards_in
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,7 +105,7 @@ def _same_shards(directory: Path, file: File) -> None:
         return
     plan = load(Plan, directory / "campaign" / "plan.json")
     encode = importlib.import_module("certkit.attacks.store").encode  # by name: attacks stands above
-    present = {path.name for path in folder.glob("*.parquet")}
+    present = {path.name for path in shards_in(folder)}
     other: list[str] = []
     listed = 0
     # A plan can claim any number of samples: no more units are asked for than there are files, and some for those deleted.

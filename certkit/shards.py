@@ -55,10 +55,14 @@ UNREADABLE = (
 )
 
 
+def shards_in(folder: Path) -> list[Path]:
+    """The files that may be shards, in order; what is no file, such as a pipe, which nobody would write to, is none."""
+    return sorted(path for path in folder.glob("*.parquet") if path.is_file())
+
+
 def shards_digest(folder: Path) -> str:
     """The one digest of all shards in a folder, over their names and digests in order."""
-    shards = sorted(folder.glob("*.parquet"))
-    return digest("".join(f"{path.name} {digest_file(path)}\n" for path in shards).encode())
+    return digest("".join(f"{path.name} {digest_file(path)}\n" for path in shards_in(folder)).encode())
 
 
 @dataclass(frozen=True, slots=True)

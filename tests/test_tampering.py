@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -192,6 +193,21 @@ def test_a_file_that_was_added_is_named(folder: Path) -> None:
         "campaign/.lock",
     }  # fmt: skip
     assert added <= {*open_}
+
+
+def test_a_pipe_in_place_of_a_shard_is_not_waited_for(folder: Path) -> None:
+    shards = folder / "campaign" / "shards"
+    os.mkfifo(shards / "more.parquet")
+    (shards / "folder.parquet").mkdir()
+    code, message, open_ = outcome(folder)
+    assert (code, message) == (0, "")
+    assert "campaign/shards/more.parquet" in open_
+    name = next(shards.glob("?" * 64 + ".parquet")).name
+    (shards / name).unlink()
+    os.mkfifo(shards / name)
+    code, message, _ = outcome(folder)
+    assert code == 2
+    assert message.startswith(f"campaign/shards/{name}: missing, and audit.json was made from it")
 
 
 def test_very_many_files_are_counted(folder: Path) -> None:
