@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -213,6 +214,7 @@ def test_room_is_the_lead_over_the_slope(logits: list[float], expected: float) -
 def test_classes_with_equal_rows_never_change_places() -> None:
     assert math.isinf(room(np.array([[1.0, 0.0]]), np.zeros((1, 2)), 0.0)[0])
     assert room(np.array([[0.0, 0.0]]), np.zeros((1, 2)), 0.0)[0] == 0
+    assert 1e308 < room(np.array([[1.0, 0.0]]), np.array([[0.0, 1e-310]]), 0.0)[0] < math.inf
 
 
 def test_few_tokens_take_the_better_of_both_radii() -> None:
@@ -284,6 +286,10 @@ def test_a_loss_is_rounded_up_where_large_numbers_cancel_and_infinite_where_noth
     exact = math.log1p(math.exp(float(Fraction(1000) - Fraction(1000.1))))  # the difference is exact, then rounded once
     assert exact <= loss[0, 0] == pytest.approx(exact, abs=1e-11)
     assert math.isinf(loss[1, 0])
+    equal = replace(found, head=replace(head, pairs_VV=np.zeros((2, 2))))
+    change = equal.change(np.zeros((2, 1), dtype=np.int64), np.array([1.0, np.inf]))
+    assert 0 <= change[0, 0] <= 1e-300
+    assert math.isinf(change[1, 0])
 
 
 def test_the_published_formula_gives_the_published_number_where_every_norm_is_1() -> None:

@@ -147,7 +147,9 @@ class Proof:
         log p_y = -log sum_j exp(-(z_y - z_j)). Each difference z_y - z_j moves by at most M = max_j |W_y - W_j| moved, and
         log sum exp is monotone and moves by c when all its arguments do: it moves by at most M. Rounded up.
         """
-        return _next(self.head.steepest(y_NT.reshape(-1)).reshape(y_NT.shape) * moved[:, None])
+        with np.errstate(over="ignore", invalid="ignore"):
+            change = _next(self.head.steepest(y_NT.reshape(-1)).reshape(y_NT.shape) * moved[:, None])
+        return np.asarray(np.fmin(change, np.inf))  # rows that are all equal, times what is unknown, are NaN
 
     def loss(self, y_NT: Ids, moved: Floats) -> Floats:
         """An upper bound (N, T) of the cross-entropy of each true token, in nats, anywhere on the ball; infinity where none is known.
@@ -331,7 +333,7 @@ def room(logits: Floats, slopes: Floats, error: Floats | float) -> Floats:
     top = logits.argmax(axis=-1)[..., None]
     lead = np.nextafter(np.take_along_axis(logits, top, axis=-1) - logits, -np.inf)
     slack = np.nextafter(lead - np.asarray(error)[..., None], -np.inf)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         each = np.where(slopes > 0, np.nextafter(slack / slopes, -np.inf), np.where(slack > 0, np.inf, 0.0))
     np.put_along_axis(each, top, np.inf, axis=-1)
     return np.asarray(np.maximum(each.min(axis=-1), 0.0))
