@@ -291,7 +291,7 @@ def _threads(count: int) -> str:
 
 
 def commands(audit: Audit) -> tuple[str, ...]:
-    """The commands that make this audit again, quoted for a shell; CHECKPOINT and DIR are the reader's own."""
+    """The commands that make this audit again and check it, quoted for a shell; CHECKPOINT and DIR are the reader's own."""
     eps = ",".join(eps.text for eps in audit.threat.eps)
     campaign, here = audit.campaign, audit.environment
 
@@ -318,4 +318,5 @@ def commands(audit: Audit) -> tuple[str, ...]:
         "sha256sum CHECKPOINT/model.safetensors",
         *again,
         "python -m certkit.bounds.ledger DIR/certificate.json",
+        f"certkit verify DIR --checkpoint CHECKPOINT --data {shlex.quote(audit.data.name)}",
     )

@@ -147,7 +147,7 @@
 
   // A link to a sample that is not shown, or to a part that is folded, brings it forth.
   const reveal = () => {
-    const id = decodeURIComponent(location.hash.slice(1));
+    const id = location.hash.slice(1);
     if (/^s\d+$/.test(id) && !byId(id)) {
       const at = block.index.indexOf(Number(id.slice(1)));
       if (at < 0) return;

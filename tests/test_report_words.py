@@ -356,6 +356,7 @@ def test_the_commands_to_reproduce_quote_what_a_shell_would_run() -> None:
         "certkit audit CHECKPOINT --data 'x; rm -rf ~' --split test --limit 8 --norm l2 --eps 0.1,0.25,0.5,1.0"
         " --suite standard --seed 0 --device cpu --threads 2 --out DIR"
     )
+    assert commands(audit)[-1] == "certkit verify DIR --checkpoint CHECKPOINT --data 'x; rm -rf ~'"
 
 
 def test_where_certificate_and_campaign_took_other_threads_there_is_a_command_for_each() -> None:
