@@ -185,6 +185,14 @@ def test_a_link_to_any_sample_shows_it(opened: Any) -> None:
     assert reader.column(1)[0] == str(hidden)
 
 
+def test_a_link_that_is_no_name_does_not_stop_the_script(browser: Any, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(render(example_audit(8)), encoding="utf-8")
+    page = browser.new_page()
+    page.goto((tmp_path / "report.html").as_uri() + "#100%")
+    assert page.locator("#copy").is_visible()
+    page.close()
+
+
 def test_the_ledger_folds_by_keyboard_and_a_link_into_it_opens_it(opened: Any) -> None:
     reader = opened(example_audit(12))
     page = reader.page
