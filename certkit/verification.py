@@ -39,6 +39,7 @@ from certkit.folder import DIGITS, Findings, Statement, beside, stated
 from certkit.health.view import NAME as HEALTH
 from certkit.health.view import excluded, load_health
 from certkit.language import verification as language
+from certkit.language.stated import NAME as LANGUAGE
 from certkit.machine import pinned
 from certkit.proof import load_certificate
 from certkit.records import Certificate, Record, Sha256, Subject
@@ -139,7 +140,7 @@ def verify_language(directory: Path, **given: Any) -> Verification:
     found = Findings()
     record = language.verify_language(directory, found, _no_less, **given)
     return Verification(
-        certificate=digest_file(directory / language.NAME),
+        certificate=digest_file(directory / LANGUAGE),
         subject=record.subject,
         verified=tuple(found.yes),
         not_verified=tuple(found.no),

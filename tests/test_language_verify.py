@@ -27,7 +27,7 @@ from certkit.language.contradictions import judge
 from certkit.language.execution import UNWRITTEN
 from certkit.language.positions import Positions
 from certkit.language.records import Contradiction, LanguageAudit
-from certkit.language.verification import Stated, read
+from certkit.language.stated import Stated, _asked, read
 from certkit.models.gpt import LanguageModel
 from certkit.records import File
 from certkit.reports.language import report
@@ -71,7 +71,7 @@ def folder(honest: Path, tmp_path: Path) -> Path:
 def resealed(folder: Path, record: LanguageAudit, table: Positions | None = None) -> None:
     """Write a forged record, with everything that follows from its rows and contradictions, its seal and its page."""
     if table is not None:
-        ways, eps = verification._asked(record)
+        ways, eps = _asked(record)
         positions.write(table, folder / record.table.name, ways, eps)
         verdict, reason = audit.judged(record.contradictions, load_campaign(folder))
         record = record.model_copy(

@@ -128,7 +128,7 @@ def read(model: LanguageModel, given: dict[str, Any]) -> tuple[Tokens, Tensor, T
 
 def verified(directory: Path, given: dict[str, Any], told: Callable[..., list[str]]) -> tuple[Verification, list[str]]:
     """What ``certkit verify`` finds of a language audit, and its lines; the checkpoint and the text are read where named."""
-    from certkit.language.verification import read as stated
+    from certkit.language.stated import read as stated
     from certkit.text.tokens import load_text
     from certkit.verification import verify_language
 
@@ -147,8 +147,8 @@ def verified(directory: Path, given: dict[str, Any], told: Callable[..., list[st
 def replayed(directory: Path, number: int, checkpoint: Path, *, json: bool) -> None:
     """One contradiction of a language audit run again; exits with 4 where it refutes a claim, 3 where it does not come out again."""
     from certkit.language.contradictions import replay
-    from certkit.language.verification import read as stated
-    from certkit.language.verification import same_subject
+    from certkit.language.stated import read as stated
+    from certkit.language.stated import same_subject
 
     model, subject = load(checkpoint)
     held = stated(directory)
