@@ -284,7 +284,9 @@ def test_ids_and_labels_that_are_not_the_networks_are_refused(tmp_path: Path) ->
     assert str(caught.value) == "data set 'words': labels must be integers from 0 to 2"
     with pytest.raises(DataError) as caught:
         text.embedded(found, [[5, 3, 0]], [0], **given)  # 0 is BERT's padding
-    assert str(caught.value).startswith("data set 'words': ids hold 0, which pads sentences for this network; nothing is")
+    assert str(caught.value).startswith(
+        "data set 'words': ids hold 0, which pads sentences for this network; nothing is"
+    )
     with pytest.raises(ConfigError) as unset:
         text.embedded(found, [[1]], [0], **given | {"reach": float("inf")})
     assert str(unset.value) == "reach must be a finite radius, got inf"
