@@ -56,6 +56,7 @@ evidence: $(STAMP)
 	$(BIN)/python -m benchmarks.violations > benchmarks/results/violations.json
 	$(BIN)/python -m benchmarks.mutants > benchmarks/results/mutants.json
 	$(BIN)/python -m benchmarks.foreign > benchmarks/results/foreign.json
+	$(BIN)/python -m benchmarks.elementary --out benchmarks/results/elementary.json
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
