@@ -110,6 +110,7 @@ SPECIAL: dict[str, Callable[[bool], dict[str, Any]]] = {  # by the record's name
     "Plan": lambda full: {"roles": ("guided",)},
     "Picture": lambda full: {"factor": FACTORS[0]},
     "Pictures": lambda full: {"absent": None} if full else {"shown": ()},
+    "Substitution": lambda full: {"places": (0,)},
     "Spectrum": lambda full: {"skipped": None} if full else {"values": ()},
     "Health": lambda full: {"untold": None} if full else {"training": None},
     "HealthView": lambda full: {"untold": None} if full else {"training": None},
