@@ -31,6 +31,7 @@ from certkit.records import (
     Execution,
     File,
     LedgerRow,
+    Pictures,
     Provenance,
     Rate,
     Sample,
@@ -204,6 +205,7 @@ def an_audit() -> Audit:
                 example=a_file("contradictions/1.npz"),
             ),
         ),
+        pictures=Pictures(shown=(), broken=1, absent="an input of shape 4 is no image of one channel or three"),
         campaign=CampaignSummary(
             plan_sha256=digest(b"plan"),
             suite="quick",

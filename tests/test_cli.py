@@ -91,7 +91,7 @@ def test_the_steps_one_by_one_give_the_same_audit(digits: Path, tmp_path: Path) 
     assert run("audit", digits, *shared, "--out", tmp_path / "one").exit_code == 0
     assert run("attack", digits, *shared, "--out", tmp_path / "two").exit_code == 0
     assert run("certify", digits, *shared, "--out", tmp_path / "two").exit_code == 0
-    assert run("report", tmp_path / "two").exit_code == 0
+    assert run("report", tmp_path / "two", "--data", "digits").exit_code == 0
     one, two = (json.loads((tmp_path / name / "audit.json").read_text()) for name in ("one", "two"))
     one.pop("provenance"), two.pop("provenance")
     assert one == two
@@ -255,7 +255,8 @@ def test_a_new_certificate_does_not_keep_the_old_audit_and_report(digits: Path, 
     out = shutil.copytree(audited, tmp_path / "out")
     (out / "notes.txt").write_text("mine")
     assert run("certify", digits, "--limit", 8, "--eps", "0.1", "--out", out).exit_code == 0
-    assert {path.name for path in out.iterdir()} == {"campaign", "certificate.json", "certified.parquet", "notes.txt"}
+    left = {"campaign", "certificate.json", "certified.parquet", "health.json", "notes.txt"}
+    assert {path.name for path in out.iterdir()} == left
 
 
 def test_a_report_that_is_nobodys_is_left_alone(digits: Path, tmp_path: Path) -> None:
