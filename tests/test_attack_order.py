@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +18,12 @@ from certkit.attacks.draws import seed_of
 from certkit.attacks.model import Classifier
 from certkit.attacks.suites import named
 from certkit.campaign import Campaign
-from certkit.records import Adversary, Budget, Check, Data, Norm, Subject, radii
+from certkit.records import Adversary, Budget, Check, Norm, Subject, radii
+from tests.toys import Samples
 
 SHAPE = (1, 2, 3)
+CLASSES = ("a", "b", "c", "d")
 SUBJECT = Subject(sha256="1" * 64, architecture="test", parameters=18)
-
-
-@dataclass(frozen=True)
-class Samples:
-    images: Tensor
-    labels: Tensor
-    box: tuple[float, float] = (0.0, 1.0)
-
-    @property
-    def indices(self) -> Tensor:
-        return torch.arange(100, 100 + len(self.images))
-
-    @property
-    def record(self) -> Data:
-        classes = ("a", "b", "c", "d")
-        return Data(name="toy", split="test", count=len(self.images), sha256="0" * 64, classes=classes)
 
 
 class Does(nn.Module):
@@ -61,7 +46,7 @@ def linear(x: Tensor) -> Tensor:
 
 def toy(count: int = 12) -> Samples:
     images = torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(5))
-    return Samples(images, linear(images).argmax(1))
+    return Samples(images, linear(images).argmax(1), classes=CLASSES)
 
 
 def run(does: Callable[[Tensor], Tensor], data: Samples, out: Path, norm: Norm = "linf", **given: Any) -> Campaign:
@@ -131,7 +116,7 @@ def test_noise_is_tried_at_every_radius_on_whom_it_has_not_broken_by_then(
 
     monkeypatch.setattr(Proposer, "propose", told)
     monkeypatch.setattr("certkit.attacks.run.after", lambda *given: ())
-    data = Samples(torch.full((4, *SHAPE), 0.5), torch.zeros(4, dtype=torch.int64))
+    data = Samples(torch.full((4, *SHAPE), 0.5), torch.zeros(4, dtype=torch.int64), classes=CLASSES)
     campaign = run(shell, data, tmp_path, attacks=["Linf noise floor", "APGD-CE"], eps=["0.1", "0.2", "0.3"])
     for row, radius in enumerate(breaks):
         tried = [eps for eps in (0.1, 0.2, 0.3) if eps <= radius]
@@ -150,7 +135,7 @@ def two_ways(x: Tensor) -> Tensor:
 
 
 def test_what_a_large_radius_hides_is_looked_for_towards_the_strongest_rival_first(tmp_path: Path) -> None:
-    data = Samples(torch.full((8, *SHAPE), 0.5), torch.zeros(8, dtype=torch.int64))
+    data = Samples(torch.full((8, *SHAPE), 0.5), torch.zeros(8, dtype=torch.int64), classes=CLASSES)
     campaign = run(two_ways, data, tmp_path, attacks=["APGD-T"], eps=["0.026", "0.4"])
     assert campaign.robust(0.026).any()
     assert check(campaign, "EV09").status == "fail"

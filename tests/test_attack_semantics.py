@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ from certkit.attacks.model import predictions
 from certkit.attacks.suites import METHODS, SUITES, suite
 from certkit.campaign import Campaign, distance_up
 from certkit.errors import ConfigError, Refusal
-from certkit.records import AttackNorm, Check, Data, Norm, Subject
+from certkit.records import AttackNorm, Check, Norm, Subject
+from tests.toys import Samples
 
 SHAPE = (1, 2, 3)
 SUBJECT = Subject(sha256="1" * 64, architecture="test", parameters=21)
@@ -33,21 +33,6 @@ NORMS: tuple[Norm, ...] = ("l2", "linf")
 EVERY: tuple[AttackNorm, ...] = ("l2", "linf", "l1", "l0", "token")
 seeds = st.integers(0, 10**6)
 each_norm = pytest.mark.parametrize("norm", NORMS)
-
-
-@dataclass(frozen=True)
-class Samples:
-    images: Tensor
-    labels: Tensor
-    box: tuple[float, float] = (0.0, 1.0)
-
-    @property
-    def indices(self) -> Tensor:
-        return torch.arange(100, 100 + len(self.images))
-
-    @property
-    def record(self) -> Data:
-        return Data(name="toy", split="test", count=len(self.images), sha256="0" * 64, classes=("a", "b", "c"))
 
 
 class Linear(nn.Module):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from certkit.errors import RecordError, one_line
 from certkit.files import digest, read_json
-from certkit.records import Count, Sha256
+from certkit.records import Sha256
 from certkit.records.health import MAX_POINTS, Curves, Size, Steps, Trained, Training
 
 METRICS, TRAINED = "metrics.jsonl", "trained.json"
@@ -43,18 +43,16 @@ class _Owner(BaseModel):
     sha256: Sha256
 
 
-class _TrainedFile(BaseModel):
-    """What is read of trained.json; it holds more."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+class _Owned(BaseModel):
+    """Of which weights a file beside them speaks; it holds more."""
 
     subject: _Owner
-    optimizer: str
-    constraint: str
-    promise: str
-    largest_norm_over_cap: Size
-    largest_entry: Size
-    spikes: Count
+
+
+class _TrainedFile(Trained):
+    """What else is read of trained.json; it holds more."""
+
+    model_config = ConfigDict(extra="ignore")
 
 
 def training_steps(path: Path) -> Steps | None:
@@ -148,21 +146,17 @@ def _trained(path: Path, sha256: str) -> Trained | None:
     try:
         if path.stat().st_size > MAX_TRAINED_BYTES:
             raise RecordError(f"{path.name}: larger than {MAX_TRAINED_BYTES} bytes; certkit train writes less")
-        found = _TrainedFile.model_validate(read_json(path))
+        value = read_json(path)
+        owner, found = _Owned.model_validate(value).subject, _TrainedFile.model_validate(value)
     except OSError as error:
         raise RecordError(f"{path.name}: cannot be read ({error.strerror or error})") from None
     except ValidationError as error:
         place = ".".join(map(str, error.errors(include_url=False)[0]["loc"]))
         raise RecordError(f"{path.name}: not what certkit train writes ({one_line(place, 120)})") from None
-    if found.subject.sha256 != sha256:
+    if owner.sha256 != sha256:
         raise RecordError(f"{METRICS} and {path.name} beside the checkpoint are of other weights (sha256 differs)")
-    short = {name: one_line(getattr(found, name), 60) for name in ("optimizer", "constraint", "promise")}
-    return Trained(
-        **short,
-        largest_norm_over_cap=found.largest_norm_over_cap,
-        largest_entry=found.largest_entry,
-        spikes=found.spikes,
-    )
+    told = found.model_dump()
+    return Trained(**told | {name: one_line(text, 60) for name, text in told.items() if isinstance(text, str)})
 
 
 def _raw(path: Path) -> bytes:
